@@ -1,0 +1,182 @@
+"""What is asked: the request as an immutable value, and the strict reading of its JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from server.errors import ProxyError
+
+MAX_DEPTH = 100  # of brackets; Anthropic's schema needs about ten, tool schemas a few more
+LONE_SURROGATE = re.compile(
+    rb"(?<!\\)((?:\\\\)*)"  # an even number of backslashes before, so that the escape is one
+    rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing the proxy changed in a request: the step's name and a sentence a player understands."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A Messages API request. Steps return changed copies; the original stays for a second attempt.
+
+    `body` is the parsed JSON, unknown keys included. `version` and `betas` are the headers `anthropic-version` and
+    `anthropic-beta`. `counting` is true for `/count_tokens`. `frozen` guards the top level only: steps build new lists.
+    """
+
+    body: Mapping[str, Any]
+    persona: str = ""
+    version: str = "2023-06-01"
+    betas: tuple[str, ...] = ()
+    counting: bool = False
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model", ""))
+
+    @property
+    def streams(self) -> bool:
+        return self.body.get("stream") is True
+
+    def but(self, name: str, detail: str, **body: Any) -> ChatRequest:
+        """A copy with these body keys set, and the change noted under `name`."""
+        return self.noted(name, detail, body={**self.body, **body})
+
+    def without(self, name: str, detail: str, *keys: str) -> ChatRequest:
+        """A copy without these body keys, and the change noted under `name`."""
+        return self.noted(name, detail, body={k: v for k, v in self.body.items() if k not in keys})
+
+    def noted(self, name: str, detail: str, **fields: Any) -> ChatRequest:
+        """A copy with these fields set, and the change noted under `name`."""
+        return replace(self, changes=(*self.changes, Change(name, detail)), **fields)
+
+    @classmethod
+    def parse(
+        cls, raw: bytes, *, persona: str = "", version: str = "", betas: str = "", counting: bool = False
+    ) -> ChatRequest:
+        """The request as the front end sent it. Raises ProxyError 400 naming what is wrong with it."""
+        body, mended = read_json(raw)
+        require_messages_shape(body)
+        return cls(
+            body=body,
+            persona=persona,
+            version=version or cls.version,
+            betas=tuple(b for part in betas.split(",") if (b := part.strip())),
+            counting=counting,
+            changes=(Change("mend_text", mended),) if mended else (),
+        )
+
+
+def read_json(raw: bytes) -> tuple[dict[str, Any], str]:
+    """The JSON object in `raw`, and what had to be mended in it ("" if nothing).
+
+    Refused with a 400: anything but UTF-8 (a byte order mark is skipped), NaN and infinities, numbers beyond a double,
+    more than MAX_DEPTH brackets, anything but an object at the top. Of duplicate keys the last one wins.
+    """
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    mended = ""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raw, count = replace_lone_surrogates(raw)
+        if not count:
+            raise bad_json(error) from None
+        mended = f"Replaced {count} broken character{'s' if count > 1 else ''} (half of an emoji) that Claude refuses."
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError as second:
+            raise bad_json(second) from None
+    if not isinstance(value, dict):
+        raise ProxyError(400, "The request body is not a JSON object. Send a Messages API body: {…}.")
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
+        raise ProxyError(400, f"The request body is nested more than {MAX_DEPTH} brackets deep. Send a flatter one.")
+    return value, mended
+
+
+def bad_json(error: orjson.JSONDecodeError) -> ProxyError:
+    return ProxyError(
+        400,
+        f"The request body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}). "
+        "The front end or an extension sent something broken; try again or restart it.",
+    )
+
+
+def replace_lone_surrogates(raw: bytes) -> tuple[bytes, int]:
+    """`raw` with each unpaired surrogate escape as U+FFFD, and how many there were."""
+    count = 0
+
+    def mend(match: re.Match[bytes]) -> bytes:
+        nonlocal count
+        if match[2]:
+            return match[0]
+        count += 1
+        return match[1] + b"\\ufffd"
+
+    return LONE_SURROGATE.sub(mend, raw), count
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    """Whether lists and objects stand more than `limit` deep in `value`; walks level by level, so it cannot overflow."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def require_messages_shape(body: dict[str, Any]) -> None:
+    """Refuse what no step could read, naming the field; everything finer is left to the upstream's own words."""
+    model, messages = body.get("model", ""), body.get("messages")
+    if not isinstance(model, str) or len(model) > 256 or not model.isprintable():
+        raise ProxyError(400, "model: must be the name of a model, as text. Choose a model in your front end.")
+    if not isinstance(messages, list) or not messages:
+        raise ProxyError(400, "messages: at least one message is required. Write something and send it again.")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ProxyError(400, f"messages.{i}: must be an object with role and content.")
+        if message.get("role") not in ("user", "assistant", "system"):
+            raise ProxyError(400, f"messages.{i}.role: must be user, assistant or system.")
+        require_content(message.get("content"), f"messages.{i}.content")
+    system = body.get("system")
+    if system is not None:
+        require_content(system, "system")
+    if not isinstance(body.get("stream", False), bool):
+        raise ProxyError(400, "stream: must be true or false.")
+    max_tokens = body.get("max_tokens", 1)
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 0:
+        raise ProxyError(400, "max_tokens: must be a whole number. Set the response length in your front end.")
+    for key in ("thinking", "output_config", "cache_control", "tool_choice", "metadata"):
+        if not isinstance(body.get(key), dict | None):
+            raise ProxyError(400, f"{key}: must be an object.")
+    for key in ("tools", "stop_sequences"):
+        if not isinstance(body.get(key), list | None):
+            raise ProxyError(400, f"{key}: must be a list.")
+
+
+def require_content(content: Any, field: str) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise ProxyError(400, f"{field}: must be text or a list of content blocks.")
+    for i, block in enumerate(content):
+        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+            raise ProxyError(400, f"{field}.{i}: must be a content block with a type.")
+        if block["type"] == "text" and not isinstance(block.get("text"), str):
+            raise ProxyError(400, f"{field}.{i}.text: must be text.")
