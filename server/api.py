@@ -1,0 +1,260 @@
+"""Doors for front ends: /v1/messages, /v1/{persona}/messages, /v1/models, /health, and the rest of /v1/ as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from server import __version__
+from server.accounts import Accounts
+from server.clients import Client, ClientKeys, required
+from server.config import Config
+from server.errors import ProxyError
+from server.guard import REQUEST_ID, expect, wrong_type
+from server.models import Models
+from server.presets import NAME, Personas
+from server.relay import Asked, Relay, Reply, Stream
+from server.request import ChatRequest
+from server.upstream import Upstream
+from server.usage import Receipt, Receipts
+
+MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
+LIST_SECONDS = 5.0  # patience for the live list of models
+STALLED_SECONDS = 120.0  # a front end that reads nothing for so long is given up
+STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly
+# What a stored credential is never used for: these speak of the account, not of a chat.
+PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a path asks for: a chat (or only its token count), the list of models, or anything else under /v1/."""
+
+    kind: str  # messages · models · other
+    persona: str = ""
+    counting: bool = False
+    model: str = ""
+
+
+def find_door(path: str, query: str = "") -> Door | None:
+    """The door a request's raw path and query string lead to; None for no address of ours.
+
+    Front ends append /messages to whatever their user typed (seen with SillyTavern 1.19.0), so a missing or doubled
+    part is forgiven, and so is `?persona=NAME/messages`. A name that is none, as a part with dots or %, is nobody's.
+    """
+    parts = [part for part in path.split("/") if part]
+    if parts == ["v1"] and (swallowed := re.fullmatch(r"persona=([A-Za-z0-9_-]{1,64})/(messages(?:/count_tokens)?)", query)):
+        parts = ["v1", swallowed[1], *swallowed[2].split("/")]
+    versioned = parts[:1] == ["v1"]
+    parts = parts[1:] if versioned else parts
+    rest = list(parts)
+    counting = rest[-1:] == ["count_tokens"]
+    if counting:
+        rest.pop()
+    named = len(rest)
+    while rest[-1:] == ["messages"]:
+        rest.pop()
+    if named > len(rest) and len(rest) <= 1 and all(map(NAME.fullmatch, rest)):
+        return Door("messages", persona="".join(rest), counting=counting)
+    if parts == ["models"] or (len(parts) == 2 and parts[1] == "models" and NAME.fullmatch(parts[0])):
+        return Door("models", persona=parts[0] if len(parts) == 2 else "")
+    if len(parts) == 2 and parts[0] == "models":
+        return Door("models", model=parts[1])
+    return Door("other") if versioned and parts else None
+
+
+class Doors:
+    """The handlers, and what they translate between: HTTP on one side, the road on the other."""
+
+    def __init__(
+        self,
+        config: Config,
+        keys: ClientKeys,
+        accounts: Accounts,
+        models: Models,
+        personas: Personas,
+        receipts: Receipts,
+        upstream: Upstream,
+        relay: Relay,
+        base_url: str,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config, self._keys, self._accounts, self._models = config, keys, accounts, models
+        self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
+        self._base_url, self._clock = base_url, clock
+        self.closing = False
+        self.busy = 0  # requests on the road
+
+    def routes(self) -> list[web.RouteDef]:
+        """/v1/messages by the short way; every other spelling and path through `any_path`."""
+        return [
+            web.post("/v1/messages", self.plain_messages, expect_handler=expect),
+            web.get("/health", self.health),
+            web.get("/api/requests", self.requests),
+            web.route("*", "/{path:.*}", self.any_path, expect_handler=expect),
+        ]
+
+    async def plain_messages(self, request: web.Request) -> web.StreamResponse:
+        return await self._messages(request, Door("messages"))
+
+    async def any_path(self, request: web.Request) -> web.StreamResponse:
+        door = find_door(request.rel_url.raw_path, request.rel_url.raw_query_string)
+        if door is None:
+            raise ProxyError(404, "There is nothing at this address. In your front end, let the proxy URL end in /v1.")
+        if door.kind == "messages":
+            if request.method != "POST":
+                raise web.HTTPMethodNotAllowed(request.method, ["POST"])
+            return await self._messages(request, door)
+        if door.kind == "models":
+            if request.method not in ("GET", "HEAD"):
+                raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
+            return await self._list_models(request, door)
+        return await self._anything_else(request)
+
+    def who_asks(self, headers: Mapping[str, str]) -> Client:
+        needed = required(self._config.require_client_key, self._keys.any(), self._config.listens_beyond_loopback)
+        return self._keys.authenticate(headers, required=needed)
+
+    async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
+        receipt = Receipt(at=self._clock(), persona=door.persona)
+        request[REQUEST_ID] = receipt.id
+        begun = time.monotonic()
+        self.busy += 1
+        try:
+            if self.closing:
+                raise ProxyError(503, "The proxy is being stopped. Start it again, then send again.", headers={"Connection": "close"})
+            if wrong := wrong_type(request.headers):
+                raise wrong
+            client = self.who_asks(request.headers)
+            receipt.key = client.name
+            self._upstream.warm(self._base_url)
+            chat = ChatRequest.parse(
+                await read_body(request),
+                persona=door.persona,
+                version=request.headers.get("anthropic-version", ""),
+                betas=",".join(request.headers.getall("anthropic-beta", ())),
+                counting=door.counting,
+            )
+            receipt.model = chat.model
+            path = "/v1/messages/count_tokens" if door.counting else "/v1/messages"
+            reply = await self._relay.exchange(Asked(client, chat, request.headers, path, receipt))
+            receipt.status = reply.status
+            reply.headers["x-receipt"] = receipt.id
+            if reply.stream is None:
+                receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
+                return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            return await self._stream(request, reply, reply.stream, receipt, begun)
+        except ProxyError as error:
+            receipt.status = error.status
+            receipt.ended = "error"
+            error.headers["x-receipt"] = receipt.id
+            raise
+        except asyncio.CancelledError:
+            receipt.status = receipt.status or 499  # as nginx writes it: the front end left before an answer began
+            receipt.ended = receipt.ended or "client_left"
+            raise
+        finally:
+            self.busy -= 1
+            receipt.duration_ms = round((time.monotonic() - begun) * 1000)
+            self._receipts.add(receipt)
+
+    async def _stream(
+        self, request: web.Request, reply: Reply, stream: Stream, receipt: Receipt, begun: float
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(status=reply.status, headers={**reply.headers, "Cache-Control": "no-store"})
+        try:
+            await response.prepare(request)
+            async with aclosing(stream.chunks()) as chunks:
+                async for chunk in chunks:
+                    if receipt.ttft_ms is None:
+                        receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
+                    if slow(request):
+                        async with asyncio.timeout(STALLED_SECONDS):
+                            await response.write(chunk)
+                    else:
+                        await response.write(chunk)
+            await response.write_eof()
+        except (ConnectionError, TimeoutError):
+            receipt.ended = "client_left"
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            stream.close()
+        return response
+
+    async def _list_models(self, request: web.Request, door: Door) -> web.StreamResponse:
+        """The live list where an account can read it within a few seconds, else the table's."""
+        client = self.who_asks(request.headers)
+        self._personas.get(door.persona)
+        query = request.rel_url.raw_query_string
+        target = f"/v1/models{f'/{door.model}' if door.model else ''}{f'?{query}' if query else ''}"
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                reply = await self._relay.pass_through("GET", target, request.headers, client, None)
+            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        except (ProxyError, TimeoutError) as error:
+            if door.model and isinstance(error, ProxyError) and error.status == 404:
+                raise
+        listed = self._models.offline_list(self._clock())
+        if not door.model:
+            return json_response(listed)
+        named = self._models.find(door.model)
+        for row in listed["data"]:
+            if named is not None and row["id"] == named.id:
+                return json_response(row)
+        known = ", ".join(row["id"] for row in listed["data"])
+        raise ProxyError(404, f"There is no such model. Known models: {known}.")
+
+    async def _anything_else(self, request: web.Request) -> web.StreamResponse:
+        client = self.who_asks(request.headers)
+        path = request.rel_url.raw_path
+        if client.holds_key or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
+            raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
+        body = await read_body(request) if request.can_read_body else None
+        query = request.rel_url.raw_query_string
+        reply = await self._relay.pass_through(
+            request.method, f"{path}?{query}" if query else path, request.headers, client, body
+        )
+        return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Whether it works, for anybody who asks; no secret, no name."""
+        ready = any(account.state == "ready" for account in self._accounts.all())
+        return json_response({"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice})
+
+    async def requests(self, request: web.Request) -> web.Response:
+        """GET /api/requests?limit=: the receipts, newest first."""
+        text = request.query.get("limit", "100")
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1000:
+            raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
+        return json_response({"requests": self._receipts.newest(int(text))})
+
+
+def slow(request: web.Request) -> bool:
+    """Whether the front end has left much unread, so that the next write may wait for it."""
+    transport = request.transport
+    return transport is not None and transport.get_write_buffer_size() > STALLED_BYTES
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body, refused by its declared length before a byte of it is read. Raises ProxyError 413."""
+    too_large = ProxyError(413, "The request is larger than 32 MB. Remove pictures from the chat or lower the context size.")
+    if request.content_length is not None and request.content_length > MAX_BODY:
+        raise too_large
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large from None
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(value), content_type="application/json")

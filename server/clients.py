@@ -1,0 +1,133 @@
+"""Who asks: client keys, hashed at rest, and when one is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from server.errors import ProxyError
+from server.files import prepare_private_folder
+
+PREFIX = "tavern-"
+SHOWN = len(PREFIX) + 6  # characters that stay readable, to find a key and to tell keys apart
+
+
+@dataclass(frozen=True)
+class Client:
+    """The one who asks: the owner on this computer, or the holder of a client key."""
+
+    key_id: str = ""
+    name: str = ""
+
+    @property
+    def holds_key(self) -> bool:
+        return bool(self.key_id)
+
+
+OWNER = Client()
+
+
+def presented(headers: Mapping[str, str]) -> list[str]:
+    """The secrets a request brings, as sent: x-api-key first, then Authorization: Bearer."""
+    found = [headers.get("x-api-key", "").strip()]
+    scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer":
+        found.append(bearer.strip())
+    return [secret for secret in found if secret]
+
+
+def digest(key: str) -> bytes:
+    """What is stored of a key: 256 random bits need no slow hash."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def required(setting: str, any_key: bool, beyond_loopback: bool) -> bool:
+    """Whether /v1 asks for a client key (setting `require_client_key`)."""
+    return setting == "true" or (setting == "auto" and any_key) or beyond_loopback
+
+
+class ClientKeys:
+    """The client keys in data_dir/state.sqlite."""
+
+    def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
+        prepare_private_folder(data_dir)
+        self._clock = clock
+        path = data_dir / "state.sqlite"
+        path.touch(mode=0o600)
+        self._db = sqlite3.connect(path, timeout=5, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, shown TEXT NOT NULL,"
+            " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL)"
+        )
+        self._db.execute("CREATE INDEX IF NOT EXISTS client_keys_shown ON client_keys (shown)")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def any(self) -> bool:
+        return self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+
+    def make(self, name: str) -> tuple[dict[str, Any], str]:
+        """A new key: its row, and the key itself, shown this once."""
+        key, key_id = PREFIX + secrets.token_urlsafe(32), f"key_{secrets.token_hex(6)}"
+        self._db.execute(
+            "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, NULL)",
+            (key_id, name, key[:SHOWN], digest(key), self._clock()),
+        )
+        return next(row for row in self.rows() if row["id"] == key_id), key
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of GET /api/keys, oldest first."""
+        found = self._db.execute(
+            "SELECT id, name, shown, created_at, last_used_at FROM client_keys ORDER BY created_at"
+        ).fetchall()
+        return [
+            {"id": key_id, "name": name, "shown": f"{shown}…", "created_at": rfc3339(made), "last_used_at": rfc3339(used)}
+            for key_id, name, shown, made, used in found
+        ]
+
+    def rename(self, key_id: str, name: str) -> bool:
+        return self._db.execute("UPDATE client_keys SET name = ? WHERE id = ?", (name, key_id)).rowcount > 0
+
+    def revoke(self, key_id: str) -> bool:
+        return self._db.execute("DELETE FROM client_keys WHERE id = ?", (key_id,)).rowcount > 0
+
+    def find(self, secret: str) -> Client | None:
+        """The holder of this key. Looked up by its readable beginning, compared in constant time."""
+        if not secret.startswith(PREFIX):
+            return None
+        rows = self._db.execute(
+            "SELECT id, name, digest, last_used_at FROM client_keys WHERE shown = ?", (secret[:SHOWN],)
+        ).fetchall()
+        now = self._clock()
+        for key_id, name, stored, used in rows:
+            if hmac.compare_digest(stored, digest(secret)):
+                if used is None or now - used > 60:  # a minute's precision spares a write for each request
+                    self._db.execute("UPDATE client_keys SET last_used_at = ? WHERE id = ?", (now, key_id))
+                return Client(key_id, name)
+        return None
+
+    def authenticate(self, headers: Mapping[str, str], *, required: bool) -> Client:
+        """Who asks. Raises ProxyError 401 when a key is required and none of ours is presented."""
+        for secret in presented(headers):
+            if client := self.find(secret):
+                return client
+        if not required:
+            return OWNER
+        raise ProxyError(
+            401,
+            "This proxy asks for a client key. Put one from its owner's start page into the password field of your front end.",
+        )
+
+
+def rfc3339(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

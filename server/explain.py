@@ -1,0 +1,132 @@
+"""What an upstream's error means for a player, and what to do about it: one sentence behind the upstream's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+NOT_FOR_APPS = (
+    "Anthropic does not allow subscription sign-ins here: use an API key or an `ant` login on the proxy's sign-in page."
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An upstream's error as it came: status, error.type, words, error.details.error_code, headers."""
+
+    status: int
+    type: str
+    message: str
+    code: str
+    headers: Mapping[str, str]
+    kind: str = "api_key"  # who paid
+
+    def says(self, *words: str) -> bool:
+        low = self.message.lower()
+        return all(word in low for word in words)
+
+
+def is_policy(refusal: Refusal) -> bool:
+    """Whether a subscription sign-in was refused for being used outside Anthropic's own apps (texts seen 2025-10 to
+    2026-09). Such a refusal rests no account, is not tried again, and is not worked around."""
+    return refusal.status in (400, 403) and (
+        refusal.says("only authorized for use with claude code")
+        or refusal.says("third-party apps")
+        or refusal.says("disabled claude subscription access")
+        or refusal.says("oauth authentication is currently not")
+    )
+
+
+Remedy = Callable[[Refusal, float], str]
+
+
+def remedy(refusal: Refusal, now: float) -> str:
+    """The sentence that tells the player what to do; "" where the upstream's own words say it all."""
+    if is_policy(refusal):
+        return NOT_FOR_APPS
+    if refusal.says("prompt is too long") or refusal.says("exceed context limit"):
+        return too_long(refusal.message)
+    if refusal.code.endswith("spend_limit_reached") or refusal.says("specified api usage limits"):
+        return "Your spend limit is reached: raise it in the Anthropic Console under Limits, or wait for its next month."
+    match refusal.status:
+        case 401 if refusal.kind == "api_key":
+            return "The API key was refused: check it in the Anthropic Console and paste it again on the proxy's sign-in page."
+        case 401:
+            return "The sign-in was refused: sign in again on the proxy's sign-in page."
+        case 402:
+            return "Add credit in the Anthropic Console under Billing, then send again."
+        case 403:
+            return "This account may not use that: choose another model, or sign in with another account."
+        case 404 if refusal.says("model"):
+            return "This model is retired or not open to this account: choose another one in your front end."
+        case 413:
+            return "The request is too large: remove pictures from the chat or lower the context size."
+        case 429:
+            return rate_limited(refusal, now)
+        case 500 | 502 | 503 | 504:
+            return "The trouble is on the upstream's side: send again in a moment."
+        case 529:
+            return "Claude is overloaded, not you: send again in a minute or choose another model."
+    return ""
+
+
+def too_long(message: str) -> str:
+    numbers = [int(n) for n in re.findall(r"(\d{4,})", message)[:2]]
+    if len(numbers) == 2 and numbers[0] > numbers[1]:
+        over = f"It is {numbers[0] - numbers[1]:,} tokens over the limit of {numbers[1]:,}. "
+    else:
+        over = ""
+    return f"{over}Lower “Context Size (tokens)” in SillyTavern's AI Response Configuration, or start a new chat."
+
+
+def rate_limited(refusal: Refusal, now: float) -> str:
+    """Which limit it was, as far as the headers tell, and the clock time at which it ends."""
+    claim = refusal.headers.get("anthropic-ratelimit-unified-representative-claim", "")
+    which = {"five_hour": "Your plan's 5-hour limit", "seven_day": "Your plan's weekly limit"}.get(claim, "This rate limit")
+    until = rests_until(refusal.headers, now)
+    if until is None:
+        return f"{which} is reached: wait a minute, then send again."
+    return f"{which} ends at {clock(until, now)}: send again then, or sign in with another account."
+
+
+def rests_until(headers: Mapping[str, str], now: float) -> float | None:
+    """When a 429's rest ends, in unix seconds: `retry-after` (seconds or HTTP date), else the unified reset (unix
+    seconds), else the latest exhausted per-minute reset (RFC 3339). None when no header says."""
+    if (text := headers.get("retry-after", "").strip()) and (at := moment(text, now)) is not None:
+        return at
+    if (text := headers.get("anthropic-ratelimit-unified-reset", "")) and (at := moment(text, now)) is not None:
+        return at
+    ends = [
+        at
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+        if headers.get(f"anthropic-ratelimit-{what}-remaining") == "0"
+        and (at := moment(headers.get(f"anthropic-ratelimit-{what}-reset", ""), now)) is not None
+    ]
+    return max(ends, default=None)
+
+
+def moment(text: str, now: float) -> float | None:
+    """A point in time given as seconds from now, unix seconds, RFC 3339 or HTTP date; None for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        if number != number or number in (float("inf"), float("-inf")):
+            return None
+        return number if number > 1e9 else now + number
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            return read(text).timestamp()
+        except (ValueError, OverflowError):
+            continue
+    return None
+
+
+def clock(at: float, now: float) -> str:
+    """A time of day as the player's own clock shows it; with the day when that is not today."""
+    local, today = datetime.fromtimestamp(at).astimezone(), datetime.fromtimestamp(now).astimezone()
+    return f"{local:%H:%M}" if local.date() == today.date() else f"{local:%H:%M on %A, %d %B}"

@@ -1,0 +1,25 @@
+"""Step: the values of the `anthropic-beta` header."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from server.request import ChatRequest
+from server.rewrite.context import Context
+
+OAUTH = "oauth-2025-04-20"  # asked for with every sign-in token, never with a key
+# SillyTavern sends the first two with every model; longer output and context need no header on any model of today,
+# and are refused on accounts without that beta. The others are obsolete (Anthropic SDK types, 2026-11).
+DROPPED = {"output-128k-2025-02-19", "context-1m-2025-08-07", "tools-2024-05-16"}
+
+
+def fit_betas(request: ChatRequest, context: Context) -> ChatRequest:
+    """Leaves out beta values of the past that some accounts refuse, and adds the one that sign-in tokens need."""
+    kept = tuple(beta for beta in request.betas if beta not in DROPPED)
+    dropped = tuple(beta for beta in request.betas if beta in DROPPED)
+    added = (OAUTH,) if context.kind != "api_key" and OAUTH not in kept else ()
+    if not dropped and not added:
+        return request
+    parts = [f"left out {', '.join(dropped)}" if dropped else "", f"added {', '.join(added)}" if added else ""]
+    detail = " and ".join(part for part in parts if part)
+    return replace(request.noted("fit_betas", f"{detail[0].upper()}{detail[1:]}."), betas=(*kept, *added))

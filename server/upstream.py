@@ -1,0 +1,230 @@
+"""One attempt at Anthropic: send, stream, and turn the HTTP client's errors into ours. Nobody else speaks aiohttp's client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from server import __version__
+from server.errors import ProxyError
+
+log = logging.getLogger(__name__)
+
+USER_AGENT = f"tavern-proxy/{__version__}"
+MAX_BODY = 64 * 1024 * 1024  # bytes of a plain reply
+KEEP_ALIVE = 300.0  # seconds an idle connection waits for the next turn; people think for minutes
+
+
+class UpstreamFailed(ProxyError):
+    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request."""
+
+    def __init__(self, status: int, message: str, *, unsent: bool = False) -> None:
+        super().__init__(status, message)
+        self.unsent = unsent
+
+
+class Broken(Exception):
+    """A reply that had begun broke off: why, in words that end the sentence “Upstream connection lost (…)”."""
+
+
+class Silence(Exception):
+    """No byte came within the time a read waits; the reply may still go on."""
+
+
+class Answer:
+    """The upstream's answer from its headers on. Read it whole or piece by piece, then close it."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self._response = response
+        self._content = response.content
+        # After a malformed chunk aiohttp's reader waits for ever, though the connection is gone (seen with 3.14.5)
+        self._closed = response.connection.protocol.closed if response.connection and response.connection.protocol else None
+        if self._closed is not None:
+            self._closed.add_done_callback(self._lost)
+
+    def _lost(self, closed: asyncio.Future[None]) -> None:
+        error = closed.exception()
+        if not self._content.is_eof() and self._content.exception() is None:
+            self._content.set_exception(aiohttp.ClientPayloadError(str(error or "malformed or shortened message")))
+
+    async def read_some(self, patience: float) -> bytes:
+        """The next bytes; b"" at the end. Raises Silence after `patience` seconds without any, Broken when it broke off."""
+        try:
+            if chunk := self._content.read_nowait():
+                return chunk
+            async with asyncio.timeout(patience):
+                return await self._content.readany()
+        except TimeoutError:
+            raise Silence from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Broken(reason(error)) from error
+
+    async def read_all(self, patience: float) -> bytes:
+        """The whole body. Raises UpstreamFailed when it breaks off, stalls or grows beyond MAX_BODY."""
+        body = bytearray()
+        try:
+            while chunk := await self.read_some(patience):
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise UpstreamFailed(502, "The upstream's reply is far too large to be one. Try again.")
+        except Silence:
+            raise UpstreamFailed(504, f"The upstream fell silent in the middle of its reply for {patience:.0f} s. Try again.") from None
+        except Broken as error:
+            raise UpstreamFailed(502, f"The upstream's reply broke off ({error}). Try again.") from error
+        return bytes(body)
+
+    def close(self) -> None:
+        """Give the connection back for the next request if the reply was read to its end, else close it at once."""
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._lost)
+            if self._content.is_eof():
+                self._closed.remove_done_callback(_seen)
+                self._closed.add_done_callback(_seen)
+        if self._content.is_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+def _seen(closed: asyncio.Future[None]) -> None:
+    """Keep asyncio from reporting that nobody asked how an idle connection ended."""
+    if not closed.cancelled():
+        closed.exception()
+
+
+class Upstream:
+    """The connections to Anthropic-schema endpoints, kept warm for minutes."""
+
+    def __init__(self, *, connect_seconds: float = 5.0, first_byte_seconds: float = 600.0) -> None:
+        self._connect_seconds = connect_seconds
+        self._first_byte_seconds = first_byte_seconds
+        self._warming: dict[str, asyncio.Task[None]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=300),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            trace_configs=[trace],
+        )
+
+    async def close(self) -> None:
+        for task in self._warming.values():
+            task.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    def warm(self, base_url: str) -> None:
+        """Have a connection to this upstream open by the time the request's body has arrived."""
+        task = self._warming.get(base_url)
+        if task is None or task.done():
+            self._warming[base_url] = asyncio.create_task(self._warm(base_url))
+
+    async def _warm(self, base_url: str) -> None:
+        session = self._opened
+        assert session.connector is not None
+        # Never sent: it names the connection that a real request will ask the pool for.
+        likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
+        try:
+            connection = await session.connector.connect(likeness, [], session.timeout)
+        except (aiohttp.ClientError, OSError) as error:
+            log.debug("No connection ahead of the request: %s", reason(error))
+        else:
+            connection.release()
+
+    @property
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("Upstream is used before open()")
+        return self._session
+
+    async def send(self, method: str, base_url: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        """One attempt, answered from its headers on. Sends again once when a connection kept from an earlier turn turns
+        out to be dead before a byte came back. Raises UpstreamFailed."""
+        if (warming := self._warming.get(base_url)) is not None and not warming.done():
+            await asyncio.wait([warming])
+        url = URL(base_url + target, encoded=True)
+        try:
+            return await self._attempt(method, url, headers, body)
+        except _StaleConnection:
+            return await self._attempt(method, url, headers, body)
+
+    async def _attempt(self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        trace = SimpleNamespace(reused=False)
+        try:
+            async with asyncio.timeout(self._first_byte_seconds):
+                response = await self._opened.request(
+                    method,
+                    url,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    skip_auto_headers=("User-Agent", "Content-Type"),
+                    trace_request_ctx=trace,
+                )
+        except (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, aiohttp.ClientOSError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise refused(url, error) from error
+            if trace.reused:
+                raise _StaleConnection from error
+            raise UpstreamFailed(502, f"The upstream closed the connection without an answer ({reason(error)}). Try again.") from error
+        except TimeoutError as error:  # aiohttp's connect timeouts are TimeoutErrors too
+            if isinstance(error, aiohttp.ServerTimeoutError):
+                raise UpstreamFailed(504, f"{url.host} did not take the connection in time. Check your internet connection.", unsent=True) from error
+            raise UpstreamFailed(504, f"The upstream gave no answer within {self._first_byte_seconds:.0f} s. Try again.") from error
+        except aiohttp.ClientError as error:
+            raise UpstreamFailed(502, f"The upstream's answer could not be read ({reason(error)}). Try again.") from error
+        return Answer(response)
+
+
+class _StaleConnection(Exception):
+    """A connection kept from an earlier turn was dead; nothing came back on it."""
+
+
+async def _note_reuse(session: Any, context: SimpleNamespace, params: Any) -> None:
+    context.trace_request_ctx.reused = True
+
+
+def refused(url: URL, error: aiohttp.ClientConnectorError) -> UpstreamFailed:
+    """No connection was made: the name is unknown, nobody listens, or TLS failed."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        what = f"The address {url.host} cannot be found."
+    elif isinstance(error, aiohttp.ClientSSLError):
+        what = f"No secure connection to {url.host} ({reason(error)})."
+    else:
+        what = f"{url.host}:{url.port} cannot be reached ({reason(error)})."
+    return UpstreamFailed(502, f"{what} Check your internet connection, then send again.", unsent=True)
+
+
+def reason(error: BaseException) -> str:
+    """A short, harmless cause: no addresses' contents, no bytes of the message."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not trusted"
+    os_error = getattr(error, "os_error", error)
+    with suppress(AttributeError):
+        if os_error.strerror:
+            return str(os_error.strerror).split(" (")[0].lower()
+    match error:
+        case ConnectionResetError() | BrokenPipeError():
+            return "connection reset"
+        case aiohttp.ServerDisconnectedError():
+            return "connection closed"
+        case aiohttp.ClientPayloadError():
+            return "the message was cut short or garbled"
+        case aiohttp.ClientResponseError():
+            return "not a proper HTTP answer"
+    return type(error).__name__

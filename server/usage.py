@@ -1,0 +1,107 @@
+"""What it cost: receipts, one for each request, kept in memory for now."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from server.models import Models, cost
+from server.request import Change
+
+KEPT = 1000  # receipts
+
+
+def new_id() -> str:
+    """The id of a request of ours, in the form of the API's own."""
+    return f"req_{secrets.token_hex(12)}"
+
+
+@dataclass
+class Receipt:
+    """The story of one request in numbers and names; never its text. Times are unix seconds and milliseconds."""
+
+    at: float
+    id: str = field(default_factory=new_id)
+    model: str = ""
+    persona: str = ""
+    account: str = ""
+    key: str = ""
+    status: int = 0
+    stop_reason: str | None = None
+    ended: str = ""  # whole · cut · error · client_left
+    ttft_ms: int | None = None
+    duration_ms: int | None = None
+    attempts: int = 0
+    changes: tuple[Change, ...] = ()
+    usage: Mapping[str, Any] = field(default_factory=dict)
+
+    def public(self, models: Models) -> dict[str, Any]:
+        """The row of GET /api/requests."""
+        tokens = token_counts(self.usage)
+        model = models.like(self.model)
+        priced = cost(model, self.usage) if model is not None and self.usage else None
+        read = tokens["cache_read_tokens"]
+        written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
+        return {
+            "id": self.id,
+            "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds"),
+            "model": self.model,
+            "persona": self.persona or None,
+            "account": self.account or None,
+            "key": self.key or None,
+            "status": self.status,
+            "stop_reason": self.stop_reason,
+            "ended": self.ended,
+            "attempts": self.attempts,
+            "tokens": tokens,
+            "usd": round(priced[0], 8) if priced else None,
+            "usd_without_cache": round(priced[1], 8) if priced else None,
+            "ttft_ms": self.ttft_ms,
+            "duration_ms": self.duration_ms,
+            "changes": [{"name": change.name, "detail": change.detail} for change in self.changes],
+            "cache": {"outcome": cache_outcome(read, written), "read": read, "written": written, "missed_because": None},
+        }
+
+
+def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
+    """The five counters of a `usage` object; writes without a lifetime count as 5 minutes."""
+
+    def count(source: Mapping[str, Any], key: str) -> int:
+        value = source.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+    split = usage.get("cache_creation")
+    hour = count(split, "ephemeral_1h_input_tokens") if isinstance(split, Mapping) else 0
+    return {
+        "input_tokens": count(usage, "input_tokens"),
+        "cache_write_5m_tokens": max(count(usage, "cache_creation_input_tokens") - hour, 0),
+        "cache_write_1h_tokens": hour,
+        "cache_read_tokens": count(usage, "cache_read_input_tokens"),
+        "output_tokens": count(usage, "output_tokens"),
+    }
+
+
+def cache_outcome(read: int, written: int) -> str:
+    """hit: read only; partial: read some, wrote some; miss: wrote only; off: the cache took no part."""
+    if read:
+        return "partial" if written else "hit"
+    return "miss" if written else "off"
+
+
+class Receipts:
+    """The last receipts, newest first."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._kept: deque[Receipt] = deque(maxlen=KEPT)
+
+    def add(self, receipt: Receipt) -> None:
+        self._kept.appendleft(receipt)
+
+    def newest(self, limit: int) -> list[dict[str, Any]]:
+        """The rows of GET /api/requests, `limit` at most."""
+        return [receipt.public(self._models) for receipt, _ in zip(self._kept, range(limit), strict=False)]
