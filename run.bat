@@ -9,10 +9,12 @@ if not exist "%root%.venv\ready" goto search
 if errorlevel 0 if not errorlevel 1 goto venv
 
 :search
+set "version="
 for %%v in (3.14 3.13 3.12 3.11 3) do (
     py -%%v -I -S -c "%check%" >nul 2>&1
-    if errorlevel 0 if not errorlevel 1 set "version=-%%v" & goto py
+    if errorlevel 0 if not errorlevel 1 if not defined version set "version=-%%v"
 )
+if defined version goto py
 rem "call", because python may be a batch file; where there is no Python, Windows has a stand-in that only fails
 call python -I -S -c "%check%" >nul 2>&1
 if errorlevel 0 if not errorlevel 1 goto python
