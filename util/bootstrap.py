@@ -126,7 +126,9 @@ def alone() -> Iterator[int]:
         yield file.fileno()
 
 
-def child(command: Sequence[str | Path], lock: int, env: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
+def child(
+    command: Sequence[str], lock: int, env: Mapping[str, str] = os.environ, cwd: Path = ROOT
+) -> subprocess.Popen[str]:
     """A program whose words are read; it holds the lock too, in case it outlives this process."""
     keep: Sequence[int] = () if sys.platform == "win32" else (lock,)
     return subprocess.Popen(
@@ -137,7 +139,7 @@ def child(command: Sequence[str | Path], lock: int, env: Mapping[str, str] = os.
         encoding="utf-8",
         errors="replace",
         env=env,
-        cwd=ROOT,
+        cwd=cwd,
         pass_fds=keep,
     )
 
@@ -247,7 +249,7 @@ def install_sillytavern() -> None:
     if not (lock_file.exists() and npm) or (done.exists() and done.read_text() == stamp(lock_file)):
         return
     say("Installing SillyTavern, for the tests with it...")
-    with alone() as lock, child([npm, "ci", "--no-audit", "--no-fund", "--prefix", SILLYTAVERN], lock) as installing:
+    with alone() as lock, child([npm, "ci"], lock, cwd=SILLYTAVERN) as installing:
         words, _ = installing.communicate()
     if installing.returncode:
         say(f"That failed, so the tests with it are left out. npm said:\n{words}")
