@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,9 @@ def find_door(path: str, query: str = "") -> Door | None:
     part is forgiven, and so is `?persona=NAME/messages`. A name that is none, as a part with dots or %, is nobody's.
     """
     parts = [part for part in path.split("/") if part]
-    if parts == ["v1"] and (swallowed := re.fullmatch(r"persona=([A-Za-z0-9_-]{1,64})/(messages(?:/count_tokens)?)", query)):
+    if parts == ["v1"] and (
+        swallowed := re.fullmatch(r"persona=([A-Za-z0-9_-]{1,64})/(messages(?:/count_tokens)?)", query)
+    ):
         parts = ["v1", swallowed[1], *swallowed[2].split("/")]
     versioned = parts[:1] == ["v1"]
     parts = parts[1:] if versioned else parts
@@ -91,15 +93,17 @@ class Doors:
         self._config, self._keys, self._accounts, self._models = config, keys, accounts, models
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
         self._base_url, self._clock = base_url, clock
-        self.closing = False
-        self.busy = 0  # requests on the road
+        self._closing = False
+        self._busy = 0  # requests on the road
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._streams: set[Stream] = set()
 
     def routes(self) -> list[web.RouteDef]:
         """/v1/messages by the short way; every other spelling and path through `any_path`."""
         return [
             web.post("/v1/messages", self.plain_messages, expect_handler=expect),
             web.get("/health", self.health),
-            web.get("/api/requests", self.requests),
             web.route("*", "/{path:.*}", self.any_path, expect_handler=expect),
         ]
 
@@ -120,18 +124,38 @@ class Doors:
             return await self._list_models(request, door)
         return await self._anything_else(request)
 
+    async def drain(self, patience: float) -> None:
+        """Refuse what comes from now on, let what is on the road finish, then end it with a word."""
+        self._closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._quiet.wait()
+        for stream in self._streams:
+            stream.interrupt("the proxy was stopped")
+
+    @property
+    def busy(self) -> int:
+        return self._busy
+
+    @property
+    def key_needed(self) -> bool:
+        config = self._config
+        return required(config.require_client_key, self._keys.any(), config.listens_beyond_loopback)
+
     def who_asks(self, headers: Mapping[str, str]) -> Client:
-        needed = required(self._config.require_client_key, self._keys.any(), self._config.listens_beyond_loopback)
-        return self._keys.authenticate(headers, required=needed)
+        return self._keys.authenticate(headers, required=self.key_needed)
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
         receipt = Receipt(at=self._clock(), persona=door.persona)
         request[REQUEST_ID] = receipt.id
         begun = time.monotonic()
-        self.busy += 1
+        self._busy += 1
+        self._quiet.clear()
         try:
-            if self.closing:
-                raise ProxyError(503, "The proxy is being stopped. Start it again, then send again.", headers={"Connection": "close"})
+            if self._closing:
+                raise ProxyError(
+                    503, "The proxy is being stopped. Start it again, then send again.", headers={"Connection": "close"}
+                )
             if wrong := wrong_type(request.headers):
                 raise wrong
             client = self.who_asks(request.headers)
@@ -163,7 +187,9 @@ class Doors:
             receipt.ended = receipt.ended or "client_left"
             raise
         finally:
-            self.busy -= 1
+            self._busy -= 1
+            if not self._busy:
+                self._quiet.set()
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
             self._receipts.add(receipt)
 
@@ -171,6 +197,7 @@ class Doors:
         self, request: web.Request, reply: Reply, stream: Stream, receipt: Receipt, begun: float
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=reply.status, headers={**reply.headers, "Cache-Control": "no-store"})
+        self._streams.add(stream)
         try:
             await response.prepare(request)
             async with aclosing(stream.chunks()) as chunks:
@@ -188,6 +215,7 @@ class Doors:
             if request.transport is not None:
                 request.transport.abort()
         finally:
+            self._streams.discard(stream)
             stream.close()
         return response
 
@@ -229,14 +257,9 @@ class Doors:
     async def health(self, request: web.Request) -> web.Response:
         """Whether it works, for anybody who asks; no secret, no name."""
         ready = any(account.state == "ready" for account in self._accounts.all())
-        return json_response({"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice})
-
-    async def requests(self, request: web.Request) -> web.Response:
-        """GET /api/requests?limit=: the receipts, newest first."""
-        text = request.query.get("limit", "100")
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1000:
-            raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
-        return json_response({"requests": self._receipts.newest(int(text))})
+        return json_response(
+            {"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice}
+        )
 
 
 def slow(request: web.Request) -> bool:
@@ -247,7 +270,9 @@ def slow(request: web.Request) -> bool:
 
 async def read_body(request: web.Request) -> bytes:
     """The body, refused by its declared length before a byte of it is read. Raises ProxyError 413."""
-    too_large = ProxyError(413, "The request is larger than 32 MB. Remove pictures from the chat or lower the context size.")
+    too_large = ProxyError(
+        413, "The request is larger than 32 MB. Remove pictures from the chat or lower the context size."
+    )
     if request.content_length is not None and request.content_length > MAX_BODY:
         raise too_large
     try:

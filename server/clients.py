@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ProxyError
-from server.files import prepare_private_folder
+from server.files import write_private
 
 PREFIX = "tavern-"
 SHOWN = len(PREFIX) + 6  # characters that stay readable, to find a key and to tell keys apart
@@ -58,8 +58,8 @@ class ClientKeys:
     """The client keys in data_dir/state.sqlite."""
 
     def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
-        prepare_private_folder(data_dir)
         self._clock = clock
+        self._first_key_file = data_dir / "first_client_key"
         path = data_dir / "state.sqlite"
         path.touch(mode=0o600)
         self._db = sqlite3.connect(path, timeout=5, isolation_level=None)
@@ -72,6 +72,23 @@ class ClientKeys:
 
     def close(self) -> None:
         self._db.close()
+
+    def first_key(self, *, make: bool = False) -> str:
+        """The key that a container's first start makes, since it listens beyond loopback by nature.
+
+        It is kept in an owner-only file, so that the start page can show it. "" when there is none, or it was revoked.
+        """
+        try:
+            key = self._first_key_file.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            key = ""
+        if key and self.find(key):
+            return key
+        if not make or self.any():
+            return ""
+        _, key = self.make("first key")
+        write_private(self._first_key_file, f"{key}\n".encode())
+        return key
 
     def any(self) -> bool:
         return self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
@@ -91,7 +108,13 @@ class ClientKeys:
             "SELECT id, name, shown, created_at, last_used_at FROM client_keys ORDER BY created_at"
         ).fetchall()
         return [
-            {"id": key_id, "name": name, "shown": f"{shown}…", "created_at": rfc3339(made), "last_used_at": rfc3339(used)}
+            {
+                "id": key_id,
+                "name": name,
+                "shown": f"{shown}…",
+                "created_at": rfc3339(made),
+                "last_used_at": rfc3339(used),
+            }
             for key_id, name, shown, made, used in found
         ]
 
@@ -125,7 +148,7 @@ class ClientKeys:
             return OWNER
         raise ProxyError(
             401,
-            "This proxy asks for a client key. Put one from its owner's start page into the password field of your front end.",
+            "This proxy asks for a client key. Put one, made by its owner, into the password field of your front end.",
         )
 
 

@@ -42,6 +42,7 @@ class Config:
     require_client_key: Literal["auto", "true", "false"] = setting(
         "auto", "Ask front ends for a client key. auto: once a key exists, or when listening beyond this computer."
     )
+    make_first_key: bool = setting(False, "Make one client key at the first start, as our container image does.")
     data_dir: Path = setting(Path("~/.claude-code-proxy"), "Folder for sign-ins, keys and books.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = setting(
         "INFO", "How much the log says. Chat text and secrets are never in it."
@@ -51,7 +52,8 @@ class Config:
     api_base_url: str = setting("https://api.anthropic.com", "Where Anthropic's API is.")
     default_model: str = setting("", "Model for requests that name none. Blank: such requests get an error.")
     filter_sampling_params: Literal["auto", "true", "false"] = setting(
-        "auto", "temperature, top_p, top_k. auto: what the model takes; true: always the classic rule; false: untouched."
+        "auto",
+        "temperature, top_p, top_k. auto: what the model takes; true: always the classic rule; false: untouched.",
     )
     strip_cache_ttl: Literal["auto", "true", "false"] = setting(
         "auto", "Take ttl out of cache marks. auto: for subscription sign-ins; true: always; false: never."
@@ -92,7 +94,7 @@ class Config:
 
     @property
     def listens_beyond_loopback(self) -> bool:
-        return self.host not in ("", "localhost", "::1") and not self.host.startswith("127.")
+        return bool(self.host) and not is_loopback(self.host)
 
     @classmethod
     def load(
@@ -160,7 +162,7 @@ def url_problem(url: str) -> str:
         return "must be a plain address without user name, ? or #"
     if parts.scheme == "http" and not is_loopback(host):
         return "must begin with https:// (http:// is for this computer only)"
-    if host.startswith("169.254.") or host in ("metadata.google.internal", "fd00:ec2::254") or host.startswith("fe80:"):
+    if host.startswith(("169.254.", "fe80:")) or host in ("metadata.google.internal", "fd00:ec2::254"):
         return "is a link-local address, where no API lives"
     return ""
 
@@ -168,12 +170,14 @@ def url_problem(url: str) -> str:
 def is_loopback(host: str) -> bool:
     """Whether a host name or address, as in a URL, is this computer by name or by number."""
     parts = host.split(".")
-    number = len(parts) == 4 and parts[0] == "127" and all(p.isdigit() and p == str(int(p)) and int(p) < 256 for p in parts)
+    number = (
+        len(parts) == 4 and parts[0] == "127" and all(p.isdigit() and p == str(int(p)) and int(p) < 256 for p in parts)
+    )
     return host in ("localhost", "::1") or number
 
 
 def read_file(path: Path, prefix: str) -> dict[str, tuple[str, str]]:
-    """`{key: (value, place)}` of a `key=value  # comment` file; a missing one is empty. With a prefix, others are left."""
+    """`{key: (value, place)}` of a `key=value  # comment` file, {} if missing. With a prefix, other keys are left."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

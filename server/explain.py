@@ -1,4 +1,4 @@
-"""What an upstream's error means for a player, and what to do about it: one sentence behind the upstream's own words."""
+"""What an upstream's error means for a player, and what to do: one sentence behind the upstream's own words."""
 
 from __future__ import annotations
 
@@ -50,10 +50,12 @@ def remedy(refusal: Refusal, now: float) -> str:
     if refusal.says("prompt is too long") or refusal.says("exceed context limit"):
         return too_long(refusal.message)
     if refusal.code.endswith("spend_limit_reached") or refusal.says("specified api usage limits"):
-        return "Your spend limit is reached: raise it in the Anthropic Console under Limits, or wait for its next month."
+        return (
+            "Your spend limit is reached: raise it in the Anthropic Console under Limits, or wait for its next month."
+        )
     match refusal.status:
         case 401 if refusal.kind == "api_key":
-            return "The API key was refused: check it in the Anthropic Console and paste it again on the proxy's sign-in page."
+            return "The API key was refused: check it in the Console and paste it again on the proxy's sign-in page."
         case 401:
             return "The sign-in was refused: sign in again on the proxy's sign-in page."
         case 402:
@@ -85,7 +87,9 @@ def too_long(message: str) -> str:
 def rate_limited(refusal: Refusal, now: float) -> str:
     """Which limit it was, as far as the headers tell, and the clock time at which it ends."""
     claim = refusal.headers.get("anthropic-ratelimit-unified-representative-claim", "")
-    which = {"five_hour": "Your plan's 5-hour limit", "seven_day": "Your plan's weekly limit"}.get(claim, "This rate limit")
+    which = {"five_hour": "Your plan's 5-hour limit", "seven_day": "Your plan's weekly limit"}.get(
+        claim, "This rate limit"
+    )
     until = rests_until(refusal.headers, now)
     if until is None:
         return f"{which} is reached: wait a minute, then send again."

@@ -14,10 +14,10 @@ from server.usage import new_id
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75.0  # seconds a front end's idle connection stays open
-LIMITS = {"max_line_size": 8190, "max_field_size": 8190, "max_headers": 128}
+LIMITS: dict[str, Any] = {"max_line_size": 8190, "max_field_size": 8190, "max_headers": 128}
 
 
-class Connection(web.RequestHandler):  # type: ignore[type-arg]
+class Connection(web.RequestHandler):
     """A connection whose framing errors get JSON; aiohttp's own answer repeats the client's bytes as plain text."""
 
     def handle_error(
@@ -33,7 +33,9 @@ class Connection(web.RequestHandler):  # type: ignore[type-arg]
         if status >= 500:
             words = "The proxy itself failed; its log says where. Try again."
         else:
-            words = "This is not a request the proxy can read. Check what is typed as proxy URL: it begins with http://."
+            words = (
+                "This is not a request the proxy can read. Check what is typed as proxy URL: it begins with http://."
+            )
         request_id = new_id()
         response = web.Response(
             status=status,
@@ -51,7 +53,7 @@ class Connection(web.RequestHandler):  # type: ignore[type-arg]
 class Server(web.Server):
     """aiohttp's server, with connections of ours."""
 
-    def __call__(self) -> web.RequestHandler:  # type: ignore[type-arg]
+    def __call__(self) -> web.RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
 
 
@@ -59,7 +61,9 @@ class Runner(web.AppRunner):
     """aiohttp's application runner, with a server of ours. A handler is cancelled at once when its client leaves."""
 
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
-        super().__init__(app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE, **LIMITS, **kwargs)
+        super().__init__(
+            app, access_log=None, handler_cancellation=True, keepalive_timeout=KEEP_ALIVE, **LIMITS, **kwargs
+        )
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()

@@ -8,7 +8,8 @@ import sys
 from typing import TextIO
 
 SECRET = re.compile(
-    r"(?:sk-ant-|tavern-)[A-Za-z0-9_-]{4,}|(?i:bearer|x-api-key|refresh_token|access_token|token|code)[\"']?\s*[:= ]\s*[\"']?[A-Za-z0-9._~+/#-]{16,}"
+    r"(?:sk-ant-|tavern-)[A-Za-z0-9_-]{4,}"
+    r"|(?i:bearer|x-api-key|refresh_token|access_token|token|code)[\"']?\s*[:= ]\s*[\"']?[A-Za-z0-9._~+/#-]{16,}"
 )
 
 

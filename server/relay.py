@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,11 +65,13 @@ class Reply:
 class Stream:
     """A streamed reply, passed through byte for byte; whatever breaks it ends in an `error` event of ours."""
 
-    def __init__(self, answer: Answer, receipt: Receipt, first: bytes, events: WholeEvents, meter: Meter, idle: float) -> None:
+    def __init__(
+        self, answer: Answer, receipt: Receipt, first: bytes, events: WholeEvents, meter: Meter, idle: float
+    ) -> None:
         self._answer, self._receipt, self._first = answer, receipt, first
         self._events, self._meter, self._idle = events, meter, idle
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
         """Whole events as they come; a `ping` in each quarter of a minute of silence."""
         if self._first:
             yield self._first
@@ -100,6 +102,10 @@ class Stream:
             self._receipt.ended = "cut"
             why = "an event of more than 16 MiB" if isinstance(error, EventTooLarge) else str(error)
             yield broken_off(why, self._meter.events).event(self._receipt.id)
+
+    def interrupt(self, why: str) -> None:
+        """End it now with an `error` event, because the proxy stops."""
+        self._answer.interrupt(why)
 
     def close(self) -> None:
         """Book what the reply said of itself, and let go of the connection. To be called however the reply ended."""
@@ -173,9 +179,7 @@ class Relay:
     async def _choose(self, asked: Asked, tried: set[str]) -> Credential:
         return await self._accounts.credential(tried=tried, shared_only=asked.client.holds_key)
 
-    async def _other(
-        self, asked: Asked, refusal: Refusal, refused: Credential, tried: set[str]
-    ) -> Credential | None:
+    async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, tried: set[str]) -> Credential | None:
         """Another credential to try at once after a 401 or 429; None when this refusal is the last word."""
         if refusal.status == 401:
             if renewed := await self._accounts.after_401(refused):
@@ -225,7 +229,9 @@ class Relay:
             if answer.status >= 400:
                 return refusal_of(answer.status, await answer.read_all(self._idle), answer.headers, credential.kind)
             if 300 <= answer.status < 400:
-                raise UpstreamFailed(502, "The upstream answered with a redirect, which is not followed. Check api_base_url.")
+                raise UpstreamFailed(
+                    502, "The upstream answered with a redirect, which is not followed. Check api_base_url."
+                )
             back = passed_back(answer.headers)
             if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
                 outcome = await self._begin(asked, answer, back, credential)
@@ -242,16 +248,22 @@ class Relay:
             if not begun:
                 answer.close()
 
-    async def _begin(self, asked: Asked, answer: Answer, back: dict[str, str], credential: Credential) -> Reply | Refusal:
+    async def _begin(
+        self, asked: Asked, answer: Answer, back: dict[str, str], credential: Credential
+    ) -> Reply | Refusal:
         """Wait for the first events: an `error` among them still counts as before the first byte."""
         events, meter = WholeEvents(), Meter()
         try:
             while not (first := events.feed(chunk := await answer.read_some(self._idle))) and chunk:
                 pass
         except Silence:
-            raise UpstreamFailed(504, f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again.") from None
+            raise UpstreamFailed(
+                504, f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again."
+            ) from None
         except Broken as error:
-            raise UpstreamFailed(502, f"The upstream's answer broke off before its first word ({error}). Try again.") from error
+            raise UpstreamFailed(
+                502, f"The upstream's answer broke off before its first word ({error}). Try again."
+            ) from error
         except EventTooLarge:
             raise UpstreamFailed(502, "The upstream's answer is far too large to be one. Try again.") from None
         if not first:
@@ -270,9 +282,13 @@ class Relay:
         stream = Stream(answer, asked.receipt, first, events, meter, self._idle)
         return Reply(answer.status, {**back, "Content-Type": "text/event-stream; charset=utf-8"}, None, stream)
 
-    async def pass_through(self, method: str, target: str, asked_headers: Mapping[str, str], client: Client, body: bytes | None) -> Reply:
+    async def pass_through(
+        self, method: str, target: str, asked_headers: Mapping[str, str], client: Client, body: bytes | None
+    ) -> Reply:
         """Any other /v1/ request, as it is, with the credential that would pay for a chat."""
-        credential = self._accounts.guest(asked_headers) or await self._accounts.credential(shared_only=client.holds_key)
+        credential = self._accounts.guest(asked_headers) or await self._accounts.credential(
+            shared_only=client.holds_key
+        )
         request = ChatRequest(
             body={},
             version=asked_headers.get("anthropic-version", ChatRequest.version),
@@ -300,7 +316,9 @@ class PassedOn(ProxyError):
         words = refusal.message.strip()
         if words and words[-1] not in ".!?…":
             words += "."
-        super().__init__(refusal.status, f"{words} {remedy(refusal, now)}".strip(), headers=passed_back(refusal.headers))
+        super().__init__(
+            refusal.status, f"{words} {remedy(refusal, now)}".strip(), headers=passed_back(refusal.headers)
+        )
         self._type = refusal.type
         self.policy = is_policy(refusal)
 
@@ -341,7 +359,9 @@ def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], kind: str) -
         body = orjson.loads(raw)
         error = body["error"]
         details = error.get("details") or {}
-        return Refusal(status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, kind)
+        return Refusal(
+            status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, kind
+        )
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         words = f"The upstream answered {status} with {what_came(raw, low.get('content-type', ''))}."
         return Refusal(status, type_of(status), words, "", low, kind)
@@ -355,7 +375,9 @@ def json_object(raw: bytes, answer: Answer) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         came = what_came(raw, answer.headers.get("content-type", ""))
-        raise UpstreamFailed(502, f"The upstream answered with {came} instead of a reply. Check api_base_url, or try again.")
+        raise UpstreamFailed(
+            502, f"The upstream answered with {came} instead of a reply. Check api_base_url, or try again."
+        )
     return value
 
 

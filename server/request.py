@@ -127,7 +127,7 @@ def replace_lone_surrogates(raw: bytes) -> tuple[bytes, int]:
 
 
 def deeper_than(value: Any, limit: int) -> bool:
-    """Whether lists and objects stand more than `limit` deep in `value`; walks level by level, so it cannot overflow."""
+    """Whether lists and objects stand more than `limit` deep; walks level by level, so it cannot overflow."""
     level = [value]
     for _ in range(limit + 1):
         level = [

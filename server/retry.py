@@ -15,7 +15,7 @@ def delay(tries: int, headers: Mapping[str, str], luck: float) -> float | None:
     `retry-after` says so. None: do not retry."""
     if tries >= RETRIES or headers.get("x-should-retry") == "false":
         return None
-    wait = min(0.5 * 2**tries, LONGEST) * (0.5 + luck / 2)
+    wait: float = min(0.5 * 2**tries, LONGEST) * (0.5 + luck / 2)
     try:
         asked = float(headers.get("retry-after-ms", "")) / 1000
     except ValueError:

@@ -1,11 +1,11 @@
-"""One attempt at Anthropic: send, stream, and turn the HTTP client's errors into ours. Nobody else speaks aiohttp's client."""
+"""One attempt at Anthropic: send, stream, translate errors. No other room speaks aiohttp's client."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 USER_AGENT = f"tavern-proxy/{__version__}"
 MAX_BODY = 64 * 1024 * 1024  # bytes of a plain reply
+LARGE = 2**20  # bytes; aiohttp wants larger bodies as files
 KEEP_ALIVE = 300.0  # seconds an idle connection waits for the next turn; people think for minutes
 
 
@@ -47,7 +48,8 @@ class Answer:
         self._response = response
         self._content = response.content
         # After a malformed chunk aiohttp's reader waits for ever, though the connection is gone (seen with 3.14.5)
-        self._closed = response.connection.protocol.closed if response.connection and response.connection.protocol else None
+        protocol = None if response.connection is None else response.connection.protocol
+        self._closed = None if protocol is None else protocol.closed
         if self._closed is not None:
             self._closed.add_done_callback(self._lost)
 
@@ -55,6 +57,11 @@ class Answer:
         error = closed.exception()
         if not self._content.is_eof() and self._content.exception() is None:
             self._content.set_exception(aiohttp.ClientPayloadError(str(error or "malformed or shortened message")))
+
+    def interrupt(self, why: str) -> None:
+        """End the reply from our side: whoever reads it gets Broken with these words."""
+        if not self._content.is_eof():
+            self._content.set_exception(Broken(why))
 
     async def read_some(self, patience: float) -> bytes:
         """The next bytes; b"" at the end. Raises Silence after `patience` seconds without any, Broken when it broke off."""
@@ -77,7 +84,9 @@ class Answer:
                 if len(body) > MAX_BODY:
                     raise UpstreamFailed(502, "The upstream's reply is far too large to be one. Try again.")
         except Silence:
-            raise UpstreamFailed(504, f"The upstream fell silent in the middle of its reply for {patience:.0f} s. Try again.") from None
+            raise UpstreamFailed(
+                504, f"The upstream fell silent in the middle of its reply for {patience:.0f} s. Try again."
+            ) from None
         except Broken as error:
             raise UpstreamFailed(502, f"The upstream's reply broke off ({error}). Try again.") from error
         return bytes(body)
@@ -136,7 +145,8 @@ class Upstream:
 
     async def _warm(self, base_url: str) -> None:
         session = self._opened
-        assert session.connector is not None
+        if session.connector is None:
+            return
         # Never sent: it names the connection that a real request will ask the pool for.
         likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
         try:
@@ -152,7 +162,9 @@ class Upstream:
             raise RuntimeError("Upstream is used before open()")
         return self._session
 
-    async def send(self, method: str, base_url: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+    async def send(
+        self, method: str, base_url: str, target: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
         """One attempt, answered from its headers on. Sends again once when a connection kept from an earlier turn turns
         out to be dead before a byte came back. Raises UpstreamFailed."""
         if (warming := self._warming.get(base_url)) is not None and not warming.done():
@@ -170,7 +182,7 @@ class Upstream:
                 response = await self._opened.request(
                     method,
                     url,
-                    data=body,
+                    data=body if body is None or len(body) <= LARGE else io.BytesIO(body),
                     headers=headers,
                     allow_redirects=False,
                     skip_auto_headers=("User-Agent", "Content-Type"),
@@ -181,13 +193,21 @@ class Upstream:
                 raise refused(url, error) from error
             if trace.reused:
                 raise _StaleConnection from error
-            raise UpstreamFailed(502, f"The upstream closed the connection without an answer ({reason(error)}). Try again.") from error
+            raise UpstreamFailed(
+                502, f"The upstream closed the connection without an answer ({reason(error)}). Try again."
+            ) from error
         except TimeoutError as error:  # aiohttp's connect timeouts are TimeoutErrors too
             if isinstance(error, aiohttp.ServerTimeoutError):
-                raise UpstreamFailed(504, f"{url.host} did not take the connection in time. Check your internet connection.", unsent=True) from error
-            raise UpstreamFailed(504, f"The upstream gave no answer within {self._first_byte_seconds:.0f} s. Try again.") from error
+                raise UpstreamFailed(
+                    504, f"{url.host} did not take the connection in time. Check your internet connection.", unsent=True
+                ) from error
+            raise UpstreamFailed(
+                504, f"The upstream gave no answer within {self._first_byte_seconds:.0f} s. Try again."
+            ) from error
         except aiohttp.ClientError as error:
-            raise UpstreamFailed(502, f"The upstream's answer could not be read ({reason(error)}). Try again.") from error
+            raise UpstreamFailed(
+                502, f"The upstream's answer could not be read ({reason(error)}). Try again."
+            ) from error
         return Answer(response)
 
 
@@ -215,9 +235,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "its certificate is not trusted"
     os_error = getattr(error, "os_error", error)
-    with suppress(AttributeError):
-        if os_error.strerror:
-            return str(os_error.strerror).split(" (")[0].lower()
+    if words := getattr(os_error, "strerror", None):
+        return str(words).split(" (")[0].lower()
     match error:
         case ConnectionResetError() | BrokenPipeError():
             return "connection reset"

@@ -1,0 +1,174 @@
+"""The composition root: every part built once, every route on one screen."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from server import guard, pages
+from server.accounts import Accounts, ClaudeCodeSettings
+from server.api import MAX_BODY, Doors
+from server.clients import ClientKeys
+from server.config import TOP, Config
+from server.errors import ProxyError
+from server.files import private_folder
+from server.models import Models
+from server.oauth import OAuthSettings
+from server.owner import Owner
+from server.pages import keys as key_pages
+from server.pages import page
+from server.practice import PRACTICE_KEY, Practice
+from server.presets import Personas
+from server.relay import Relay
+from server.rewrite import Options
+from server.signin import SignIn
+from server.upstream import Upstream, UpstreamFailed
+from server.usage import Receipts
+
+log = logging.getLogger(__name__)
+
+KEY_CHECK_SECONDS = 8.0
+
+
+class StartRefused(Exception):
+    """The proxy may not start like this: one sentence with the remedy."""
+
+
+@dataclass
+class Parts:
+    """What __main__ needs to speak with besides the application."""
+
+    app: web.Application
+    doors: Doors
+    owner: Owner
+    accounts: Accounts
+    first_key: str = ""
+
+
+def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) -> Parts:
+    """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
+    data_dir = config.data_dir.expanduser()
+    warnings = prepare_folder(data_dir)
+    keys = ClientKeys(data_dir, clock=clock)
+    first_key = keys.first_key(make=config.make_first_key)
+    refuse_open_doors(config, keys)
+
+    models = Models.load()
+    personas = Personas(TOP / "presets")
+    receipts = Receipts(models)
+    oauth = OAuthSettings(
+        config.oauth_authorize_url,
+        config.oauth_token_url,
+        config.oauth_redirect_uri,
+        config.oauth_client_id,
+        config.oauth_scopes,
+    )
+    practice = Practice(models, clock=clock) if config.practice else None
+    base_url = practice.base_url if practice else config.api_base_url.rstrip("/")
+    accounts = Accounts(
+        data_dir,
+        base_url=base_url,
+        oauth=oauth,
+        claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
+        practice_key=PRACTICE_KEY if practice else "",
+        clock=clock,
+    )
+    upstream = Upstream()
+    options = Options(**{name: getattr(config, name) for name in Options.__dataclass_fields__})
+    relay = Relay(accounts, upstream, models, personas, receipts, options, clock=clock)
+    doors = Doors(config, keys, accounts, models, personas, receipts, upstream, relay, base_url, clock=clock)
+    owner = Owner.at(data_dir, port, clock)
+
+    app = web.Application(client_max_size=MAX_BODY)
+    rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
+    guard.attach(app, rules, owner, page.refusal_page)
+    app[page.CONFIG] = config
+    app[page.ACCOUNTS] = accounts
+    app[page.SIGNIN] = SignIn(data_dir, oauth, clock=clock)
+    app[page.OWNER] = owner
+    app[page.PORT] = port
+    app[page.CHECK_KEY] = key_check(upstream)
+    app[page.PASSWORD] = lambda: page.Password(needed=doors.key_needed, key=keys.first_key())
+    app[page.PERSONAS] = lambda: [page.PersonaCard(p.name, p.name.capitalize(), p.description) for p in personas.all()]
+    app[page.WARNINGS] = lambda: [
+        *warnings,
+        *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
+    ]
+    app[key_pages.KEYS] = keys
+    app[key_pages.RECEIPTS] = receipts
+    pages.attach(app)
+    app.add_routes(key_pages.routes())
+    app.add_routes(doors.routes())
+
+    async def run_parts(app: web.Application) -> AsyncIterator[None]:
+        """What is opened here is closed in the opposite order."""
+        if practice:
+            await practice.start()
+        await upstream.open()
+        await accounts.start()
+        if not practice:
+            upstream.warm(base_url)
+        yield
+        await accounts.close()
+        await upstream.close()
+        if practice:
+            await practice.stop()
+        keys.close()
+
+    app.cleanup_ctx.append(run_parts)
+    return Parts(app, doors, owner, accounts, first_key)
+
+
+def prepare_folder(data_dir: Path) -> list[str]:
+    """Make the data folder, for its owner alone. The warnings about it; raises StartRefused where it cannot be used."""
+    try:
+        warnings = private_folder(data_dir)
+        if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+    except OSError as error:
+        remedy = (
+            f"sudo chown -R {os.getuid()}:{os.getgid()} “{data_dir}”" if hasattr(os, "getuid") else "another data_dir"
+        )
+        raise StartRefused(
+            f"The data folder {data_dir} cannot be used ({(error.strerror or 'failed').lower()}). "
+            f"Give it to the user who runs the proxy ({remedy}), or set data_dir in server/config.txt."
+        ) from None
+    return warnings
+
+
+def refuse_open_doors(config: Config, keys: ClientKeys) -> None:
+    """Beyond this computer nothing is served without a client key. Raises StartRefused."""
+    if config.listens_beyond_loopback and not keys.any():
+        raise StartRefused(
+            f"host={config.host} would open the proxy to your network, but there is no client key yet. "
+            "Start it once with host left blank, make a key on the start page, then set host again."
+        )
+
+
+def key_check(upstream: Upstream) -> Callable[[str, str], Awaitable[str]]:
+    """Asks the upstream whether it takes an API key: "ok", "refused: why", or "unknown: why" when it cannot say."""
+
+    async def check(base_url: str, key: str) -> str:
+        headers = {"x-api-key": key, "anthropic-version": "2023-06-01", "Accept-Encoding": "identity"}
+        try:
+            async with asyncio.timeout(KEY_CHECK_SECONDS):
+                answer = await upstream.send("GET", base_url, "/v1/models?limit=1", headers, None)
+                try:
+                    await answer.read_all(KEY_CHECK_SECONDS)
+                finally:
+                    answer.close()
+        except (UpstreamFailed, TimeoutError) as error:
+            return f"unknown: {error.message if isinstance(error, ProxyError) else 'no answer in time'}"
+        if answer.status in (401, 403):
+            return f"refused: the upstream answered {answer.status}"
+        return "ok" if answer.status == 200 else f"unknown: the upstream answered {answer.status}"
+
+    return check

@@ -1,0 +1,73 @@
+"""The owner's API for client keys and receipts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from server.clients import ClientKeys
+from server.errors import ProxyError
+from server.pages.accounts import account_name
+from server.pages.page import answer, read_object
+from server.usage import Receipts
+
+KEYS = web.AppKey("keys", ClientKeys)
+RECEIPTS = web.AppKey("receipts", Receipts)
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.get("/api/keys", listing),
+        web.post("/api/keys", make),
+        web.patch("/api/keys/{id}", rename),
+        web.delete("/api/keys/{id}", revoke),
+        web.get("/api/requests", requests),
+    ]
+
+
+async def listing(request: web.Request) -> web.Response:
+    """GET /api/keys"""
+    return answer({"keys": request.app[KEYS].rows()})
+
+
+async def make(request: web.Request) -> web.Response:
+    """POST /api/keys: the key itself is shown this once."""
+    body = await read_object(request, "name")
+    row, key = request.app[KEYS].make(key_name(body))
+    return answer({**row, "key": key}, status=201)
+
+
+async def rename(request: web.Request) -> web.Response:
+    """PATCH /api/keys/{id}"""
+    name = key_name(await read_object(request, "name"))
+    key_id = request.match_info["id"]
+    if not request.app[KEYS].rename(key_id, name):
+        raise no_such_key()
+    return answer(next(row for row in request.app[KEYS].rows() if row["id"] == key_id))
+
+
+async def revoke(request: web.Request) -> web.Response:
+    """DELETE /api/keys/{id}"""
+    if not request.app[KEYS].revoke(request.match_info["id"]):
+        raise no_such_key()
+    return web.Response(status=204)
+
+
+async def requests(request: web.Request) -> web.Response:
+    """GET /api/requests?limit="""
+    text = request.query.get("limit", "100")
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
+        raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
+    return answer({"requests": request.app[RECEIPTS].newest(int(text))})
+
+
+def key_name(body: dict[str, Any]) -> str:
+    name = account_name(body.get("name"), "name")
+    if not name:
+        raise ProxyError(400, "name: must not be empty. Name the key after who or what uses it.")
+    return name
+
+
+def no_such_key() -> ProxyError:
+    return ProxyError(404, "There is no such key. It may have been revoked already.")

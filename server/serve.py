@@ -1,0 +1,195 @@
+"""Run the program: sockets, what the start says, signals, and an end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from aiohttp import http_parser
+
+from server import __version__
+from server.app import Parts, StartRefused, build
+from server.browser import open_in_browser, other_proxy
+from server.config import Config
+from server.front import Runner
+from server.logs import set_up
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 30.0  # how long open streams may finish after a signal
+BACKLOG = 512
+
+
+class CannotListen(Exception):
+    """No socket for the address of the settings: one sentence with the remedy."""
+
+
+def serve(config: Config) -> int:
+    """Run until a signal says stop. The exit status."""
+    set_up(config.log_level)
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        return refuse("aiohttp came without its fast parser. Delete the folder .venv and start again.")
+    try:
+        sockets = listen(config.host, config.port)
+    except CannotListen as error:
+        return refuse(str(error))
+    port = sockets[0].getsockname()[1]
+    try:
+        parts = build(config, port)
+    except StartRefused as error:
+        return refuse(str(error))
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        return runner.run(run(config, parts, sockets, port))
+
+
+def refuse(why: str) -> int:
+    print(f"Cannot start. {why}", file=sys.stderr)
+    return 1
+
+
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed; the plain one elsewhere, as on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets for `host`; for a blank one this computer by both families, since “localhost” may mean either.
+    Raises CannotListen."""
+    if host:
+        return [bound(host, port)]
+    first = bound("127.0.0.1", port)
+    try:
+        return [first, bound("::1", first.getsockname()[1])]
+    except CannotListen:
+        return [first]  # no IPv6 here, or somebody else's port there
+
+
+def bound(host: str, port: int) -> socket.socket:
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        made = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        raise CannotListen(
+            f"host={host} is no address of this computer. Leave host blank for this computer only."
+        ) from None
+    try:
+        if os.name == "posix":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise CannotListen(why_not(host, port, error)) from None
+    made.setblocking(False)
+    return made
+
+
+def why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        other = (
+            " by another Tavern Proxy: use that one, or stop it first" if other_proxy(port) else " by another program"
+        )
+        return f"Port {port} at {host} is taken{other}. To use another port, set port=… in server/config.txt."
+    if error.errno == errno.EACCES:
+        return f"Port {port} is reserved by the system. Choose one above 1023: port=… in server/config.txt."
+    return f"host={host} is no address of this computer. Leave host blank for this computer only."
+
+
+async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: int) -> int:
+    from aiohttp import web
+
+    runner = Runner(parts.app, shutdown_timeout=1.0)
+    await runner.setup()
+    for made in sockets:
+        await web.SockSite(runner, made, backlog=BACKLOG).start()
+    stop = Stop()
+    stop.listen()
+    greet(config, parts, port)
+    gc.freeze()  # what the start built stays: the collector need not look at it again
+    await stop.asked.wait()
+    await drain(runner, parts, stop)
+    return 0
+
+
+async def drain(runner: Runner, parts: Parts, stop: Stop) -> None:
+    """Stop listening, let streams finish, then leave. A second signal leaves at once."""
+    for site in list(runner.sites):
+        await site.stop()
+    if busy := parts.doors.busy:
+        say(
+            f"Stopping. {busy} open repl{'y' if busy == 1 else 'ies'} may finish first; press Ctrl+C again to leave now."
+        )
+    finishing = asyncio.create_task(parts.doors.drain(DRAIN_SECONDS))
+    insisted = asyncio.create_task(stop.insisted.wait())
+    await asyncio.wait([finishing, insisted], return_when=asyncio.FIRST_COMPLETED)
+    for task in (finishing, insisted):
+        task.cancel()
+    await runner.cleanup()
+    say("Stopped.")
+
+
+class Stop:
+    """The signals: the first asks to stop, the second insists."""
+
+    def __init__(self) -> None:
+        self.asked, self.insisted = asyncio.Event(), asyncio.Event()
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self.note)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.note))
+
+    def note(self) -> None:
+        (self.insisted if self.asked.is_set() else self.asked).set()
+
+
+def greet(config: Config, parts: Parts, port: int) -> None:
+    """What a beginner needs to know now, in a few lines."""
+    here = f"http://localhost:{port}"
+    signed_in = bool(parts.accounts.all()) or config.practice
+    link = f"{here}/auth/login?token={parts.owner.new_link_token()}"
+    say()
+    say(f"Tavern Proxy {__version__} is running.")
+    if config.practice:
+        say("  PRACTICE MODE: no account, no AI, nothing leaves this computer.")
+    say()
+    say("  In SillyTavern: API “Chat Completion”, source “Claude”, then under “Reverse Proxy”")
+    say(f"    Proxy Server URL   {here}/v1")
+    say(f"    Proxy Password     {password(parts)}")
+    say()
+    say(f"  {'Your page' if signed_in else 'Sign in'}: open this link once in your browser (keep it to yourself)")
+    say(f"    {link}")
+    say()
+    say("  To stop: press Ctrl+C in this window, or close it.")
+    say()
+    for warning in parts.accounts.warnings:
+        log.warning("%s", warning)
+    if config.auto_open_browser and not signed_in:
+        open_in_browser(f"{here}/auth/login?token={parts.owner.new_link_token()}")
+
+
+def password(parts: Parts) -> str:
+    if parts.first_key:
+        return "the client key shown on your page (also in the file first_client_key of the data folder)"
+    return "one of your client keys" if parts.doors.key_needed else "anything, for example: tavern"
+
+
+def say(line: str = "") -> None:
+    print(line, flush=True)

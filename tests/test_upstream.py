@@ -1,0 +1,202 @@
+import asyncio
+import socket
+import struct
+
+import pytest
+
+from server.upstream import Broken, Silence, Upstream, UpstreamFailed
+from tests.fakes import STREAM, STREAM_HEAD, chunked, fake_anthropic, plain, raw_upstream, reply_events, stream
+
+pytestmark = pytest.mark.anyio
+PATIENCE = 20.0
+
+
+@pytest.fixture
+async def upstream():
+    made = Upstream(connect_seconds=2, first_byte_seconds=PATIENCE)
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def post(upstream, url, body=b"{}", headers=None):
+    return await upstream.send("POST", url, "/v1/messages", headers or {}, body)
+
+
+async def read_until_the_end(answer):
+    got = b""
+    while chunk := await answer.read_some(PATIENCE):
+        got += chunk
+    return got
+
+
+async def test_a_stream_comes_through_byte_for_byte(upstream):
+    async with fake_anthropic() as fake:
+        fake.will(stream(STREAM))
+        answer = await post(upstream, fake.url)
+        assert await read_until_the_end(answer) == STREAM
+        answer.close()
+
+
+async def test_the_next_turn_uses_the_same_connection(upstream):
+    async with fake_anthropic() as fake:
+        for _ in range(3):
+            answer = await post(upstream, fake.url)
+            await answer.read_all(PATIENCE)
+            answer.close()
+        assert len(fake.connections) == 1
+
+
+async def test_a_connection_opened_ahead_is_the_one_that_is_used(upstream):
+    opened = []
+
+    async def answer_plainly(reader, writer):
+        opened.append(writer.get_extra_info("peername"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with raw_upstream(answer_plainly) as url:
+        upstream.warm(url)
+        upstream.warm(url)
+        answer = await post(upstream, url)
+        assert await answer.read_all(PATIENCE) == b"{}"
+        answer.close()
+        assert len(upstream._session.connector._conns) == 1
+        assert sum(map(len, upstream._session.connector._conns.values())) == 1
+    assert len(opened) == 1
+
+
+async def test_a_dead_kept_connection_costs_no_request(upstream):
+    async def answer_and_keep(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async def close(reader, writer):
+        writer.close()
+
+    async with raw_upstream(answer_and_keep, close, answer_and_keep) as url:
+        for _ in range(2):
+            answer = await post(upstream, url)
+            assert await answer.read_all(PATIENCE) == b"{}"
+            answer.close()
+
+
+async def test_a_fresh_connection_closed_without_an_answer_is_not_tried_again(upstream):
+    tries = []
+
+    async def close(reader, writer):
+        tries.append(1)
+        writer.close()
+
+    async with raw_upstream(close) as url:
+        with pytest.raises(UpstreamFailed) as caught:
+            await post(upstream, url)
+    assert (caught.value.status, caught.value.unsent, len(tries)) == (502, False, 1)
+
+
+async def test_nobody_listening_is_a_502_that_was_not_sent(upstream):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(UpstreamFailed) as caught:
+        await post(upstream, f"http://127.0.0.1:{port}")
+    assert (caught.value.status, caught.value.unsent) == (502, True)
+    assert "cannot be reached" in caught.value.message
+
+
+async def test_an_unknown_name_is_a_502_that_was_not_sent(upstream):
+    with pytest.raises(UpstreamFailed) as caught:
+        await post(upstream, "http://no-such-host.invalid")
+    assert (caught.value.status, caught.value.unsent) == (502, True)
+
+
+async def test_silence_before_the_first_byte_is_a_504(upstream):
+    impatient = Upstream(first_byte_seconds=0.05)
+    await impatient.open()
+
+    async def say_nothing(reader, writer):
+        await reader.read()
+
+    async with raw_upstream(say_nothing) as url:
+        with pytest.raises(UpstreamFailed) as caught:
+            await post(impatient, url)
+    await impatient.close()
+    assert caught.value.status == 504
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["close", "reset", "bad chunk", "bad chunk size", "short chunk"],
+)
+async def test_a_break_in_a_reply_is_noticed_at_once_and_after_every_byte_before_it(upstream, end):
+    first = b"".join(reply_events("Good ")[:3])
+    arrived = asyncio.Event()
+
+    async def break_off(reader, writer):
+        writer.write(STREAM_HEAD + chunked(first))
+        await arrived.wait()
+        match end:
+            case "reset":
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+                return
+            case "bad chunk":
+                writer.write(b"5\r\nabcdefgh\r\n")
+            case "bad chunk size":
+                writer.write(b"zz\r\nabc\r\n")
+            case "short chunk":
+                writer.write(b"ff\r\nabc")
+        if end.startswith("bad"):
+            await writer.drain()
+            await reader.read()  # the connection itself stays open on this side
+        writer.close()
+
+    async with raw_upstream(break_off) as url:
+        answer = await post(upstream, url)
+        got = await answer.read_some(PATIENCE)
+        arrived.set()
+        with pytest.raises(Broken):
+            while True:
+                got += await answer.read_some(PATIENCE)
+        answer.close()
+    assert got[: len(first)] == first
+
+
+async def test_a_stall_is_told_and_the_reply_may_go_on(upstream):
+    gate = asyncio.Event()
+    async with fake_anthropic() as fake:
+        fake.will(stream(STREAM[:50], gate=gate, last=STREAM[50:]))
+        answer = await post(upstream, fake.url)
+        assert await answer.read_some(PATIENCE) == STREAM[:50]
+        with pytest.raises(Silence):
+            await answer.read_some(0.01)
+        gate.set()
+        assert await read_until_the_end(answer) == STREAM[50:]
+        answer.close()
+
+
+async def test_letting_go_in_the_middle_closes_the_connection(upstream):
+    async with fake_anthropic() as fake:
+        fake.will(stream(STREAM[:50], gate=asyncio.Event()))
+        answer = await post(upstream, fake.url)
+        await answer.read_some(PATIENCE)
+        answer.close()
+        async with asyncio.timeout(PATIENCE):
+            await fake.left.wait()
+
+
+async def test_a_redirect_is_not_followed(upstream):
+    async with fake_anthropic() as thief, fake_anthropic() as fake:
+        fake.will(plain(status=307, location=f"{thief.url}/v1/messages"))
+        answer = await post(upstream, fake.url, headers={"x-api-key": "secret"})
+        await answer.read_all(PATIENCE)
+        answer.close()
+        assert answer.status == 307
+        assert thief.seen == []
+
+
+async def test_bodies_of_many_megabytes_arrive_whole(upstream):
+    body = b'"' + b"x" * (5 * 2**20) + b'"'
+    async with fake_anthropic() as fake:
+        answer = await post(upstream, fake.url, body)
+        await answer.read_all(PATIENCE)
+        answer.close()
+        assert fake.seen[0].raw == body
