@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from server.errors import ProxyError
 
@@ -16,8 +17,31 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RESERVED = {"messages", "models", "count_tokens", "complete", "files", "batches", "me"}
+LARGEST = 1024 * 1024  # bytes of a file; a persona's texts are a few thousand
 TEXTS = ("description", "system", "suffix", "suffix_thinking", "model")
-SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "thinking", "output_config", "stop_sequences")
+Stamp = tuple[int, int, int]  # of a file's version: when changed, how long, which
+
+
+def whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+SETTINGS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("a number from 0 to 1", share),
+    "top_p": ("a number from 0 to 1", share),
+    "top_k": ("a whole number", lambda value: whole(value) and value >= 0),
+    "max_tokens": ("a whole number from 1", lambda value: whole(value) and value >= 1),
+    "thinking": ("an object {…}", lambda value: isinstance(value, dict)),
+    "output_config": ("an object {…}", lambda value: isinstance(value, dict)),
+    "stop_sequences": (
+        "a list of texts",
+        lambda value: isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +49,8 @@ class Persona:
     """A companion by path: /v1/<name>/messages.
 
     `system` stands in front of the front end's own system prompt; `suffix` (or `suffix_thinking` when the request
-    thinks) behind the last user message. `model` and `settings` hold where the request names none.
+    thinks) behind the last user message. `model` and `settings` hold where the request names none. `title` is the name
+    a person reads.
     """
 
     name: str
@@ -35,41 +60,106 @@ class Persona:
     suffix_thinking: str = ""
     model: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
 
 
 class PersonaError(ValueError):
-    """A persona file that cannot be used: what is wrong, in one sentence."""
+    """A persona file that cannot be used: what is wrong, as the rest of a sentence that begins with the file's name."""
 
 
 def read_persona(name: str, text: str) -> Persona:
-    """The persona in a preset file's text. Raises PersonaError."""
+    """The persona in a preset file's text; a text that is blank counts as absent. Raises PersonaError."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PersonaError(f"is not valid JSON ({error})") from None
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise PersonaError(f"is not valid JSON ({error.msg}, line {error.lineno})") from None
     if not isinstance(data, dict):
         raise PersonaError("must hold a JSON object {…}")
     if unknown := set(data) - {*TEXTS, "name", "settings"}:
         raise PersonaError(f"has an unknown field “{min(unknown)}”; known are name, settings, {', '.join(TEXTS)}")
+    texts: dict[str, str] = {}
     for key in (*TEXTS, "name"):
-        if not isinstance(data.get(key, ""), str):
+        value = data.get(key, "")
+        if not isinstance(value, str):
             raise PersonaError(f"must have text in “{key}”")
-    if not data.get("system", "").strip() and not data.get("suffix", "").strip():
+        texts[key] = value if value.strip() else ""
+    if not texts["system"] and not texts["suffix"]:
         raise PersonaError("needs a “system” text (or at least a “suffix”)")
     settings = data.get("settings", {})
     if not isinstance(settings, dict) or set(settings) - set(SETTINGS):
         raise PersonaError(f"may have in “settings” only {', '.join(SETTINGS)}")
-    return Persona(name=name, settings=settings, **{key: data.get(key, "") for key in TEXTS})
+    for key, value in settings.items():
+        words, fits = SETTINGS[key]
+        if not fits(value):
+            raise PersonaError(f"must have {words} in “{key}”")
+    return Persona(
+        name=name,
+        description=one_line(texts["description"]),
+        system=texts["system"],
+        suffix=texts["suffix"],
+        suffix_thinking=texts["suffix_thinking"],
+        model=texts["model"].strip(),
+        settings=settings,
+        title=one_line(texts["name"]) or name.capitalize(),
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def read_file(path: Path) -> Persona:
+    """The persona a file holds, named after the file. Raises PersonaError."""
+    if not NAME.fullmatch(path.stem):
+        raise PersonaError(
+            "has a name that cannot be part of an address; rename it, with letters, digits, - and _ only"
+        )
+    if path.stem.lower() in RESERVED:
+        raise PersonaError("has a name that is part of the API's own addresses; rename it")
+    try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise PersonaError("is not a file")
+        if path.stat().st_size > LARGEST:
+            raise PersonaError("is larger than 1 MB")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise PersonaError("is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise PersonaError(f"cannot be read ({error.strerror})") from None
+    return read_persona(path.stem.lower(), text)
+
+
+def shown(path: Path) -> str:
+    """The file's name without .json; as question marks what is not UTF-8 in it: a log or a page cannot show that."""
+    return path.stem.encode(errors="replace").decode()
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when the file does. A link that leads nowhere has one too, so that it gets its message."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def read_or_problem(path: Path) -> Persona | PersonaError:
+    try:
+        return read_file(path)
+    except PersonaError as error:
+        return error
 
 
 class Personas:
-    """The personas in a folder, by name. `get` looks at the folder again when something in it has changed."""
+    """The personas in a folder, by name. Each look at them looks at the folder too, and reads what has changed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._stamps: dict[Path, Stamp] = {}
+        self._read: dict[Path, Persona | PersonaError] = {}
         self._personas: dict[str, Persona] = {}
-        self.problems: dict[str, str] = {}
+        self._folder_failed = False
+        self.problems: dict[str, str] = {}  # by file name without .json: why its persona is switched off
         self.look_again()
 
     def all(self) -> list[Persona]:
@@ -83,41 +173,45 @@ class Personas:
         self.look_again()
         if persona := self._personas.get(name.lower()):
             return persona
-        if problem := self.problems.get(name.lower()):
-            raise ProxyError(404, f"The persona “{name}” is switched off: its file {problem}. Mend presets/{name}.json.")
+        for stem, problem in self.problems.items():
+            if stem.lower() == name.lower():
+                raise ProxyError(
+                    404, f"The persona “{stem}” is switched off: its file {problem}. Mend presets/{stem}.json."
+                )
         known = ", ".join(sorted(self._personas)) or "none"
-        shown = name if NAME.fullmatch(name) else "that"
-        raise ProxyError(404, f"There is no persona “{shown}”. Known personas: {known}. Correct the end of the proxy URL.")
+        which = f"persona “{name}”" if NAME.fullmatch(name) else "such persona"
+        raise ProxyError(404, f"There is no {which}. Known personas: {known}. Correct the end of the proxy URL.")
 
     def look_again(self) -> None:
-        """Read what is new or changed; forget what is gone. A damaged file disables its own persona alone."""
+        """Read what is new or changed, forget what is gone. A damaged file switches its own persona off, no other."""
         try:
-            found = {
-                path: (stat.st_mtime_ns, stat.st_size)
-                for path in self._folder.glob("*.json")
-                if (stat := path.stat()) and NAME.fullmatch(path.stem)
-            }
+            files = [path for path in self._folder.iterdir() if path.suffix.lower() == ".json" and path.name[0] != "."]
         except OSError as error:
-            log.warning("The presets folder cannot be read (%s); the personas read before stay.", error.strerror)
+            if not self._folder_failed:
+                log.warning("%s cannot be read (%s); the personas read before stay.", self._folder, error.strerror)
+            self._folder_failed = True
             return
-        if found == self._seen:
+        self._folder_failed = False
+        stamps = {path: stamp(path) for path in files}
+        if stamps == self._stamps:
             return
-        for path in self._seen.keys() - found.keys():
-            self._personas.pop(path.stem.lower(), None)
-            self.problems.pop(path.stem.lower(), None)
-        for path in (path for path, stamp in found.items() if self._seen.get(path) != stamp):
-            self._read(path)
-        self._seen = found
+        self._read = {
+            path: self._read[path] if self._stamps.get(path) == stamps[path] else read_or_problem(path)
+            for path in files
+        }
+        self._stamps = stamps
+        self._sort_out()
 
-    def _read(self, path: Path) -> None:
-        name = path.stem.lower()
-        self._personas.pop(name, None)
-        self.problems.pop(name, None)
-        try:
-            if name in RESERVED:
-                raise PersonaError("has a name that is part of the API's own addresses; rename the file")
-            self._personas[name] = read_persona(name, path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError, PersonaError) as error:
-            why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-            self.problems[name] = why
-            log.warning("presets/%s %s. That persona is switched off; the others work.", path.name, why)
+    def _sort_out(self) -> None:
+        """Of two files whose names differ in capitals only, the first holds."""
+        before = self.problems
+        self._personas, self.problems = {}, {}
+        for path, found in sorted(self._read.items()):
+            if isinstance(found, PersonaError):
+                self.problems[shown(path)] = str(found)
+            elif found.name in self._personas:
+                self.problems[shown(path)] = "has the name of another file, but for capitals; rename one of them"
+            else:
+                self._personas[found.name] = found
+        for stem, problem in self.problems.items() - before.items():
+            log.warning("presets/%s.json %s. That persona is switched off; the others work.", stem, problem)
