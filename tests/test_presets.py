@@ -308,18 +308,21 @@ def test_a_file_name_that_is_not_utf_8_can_be_shown(tmp_path):
     assert [stem.encode() for stem in Personas(tmp_path).problems] == [b"r?th"]
 
 
-def test_of_two_names_that_differ_in_capitals_only_the_first_holds(tmp_path):
-    write(tmp_path, "Ruth.json", description="The first.")
-    if (tmp_path / "ruth.json").exists():
+def test_of_two_names_that_differ_in_capitals_only_the_first_in_the_alphabet_holds(tmp_path):
+    stems = [f"ruth{i}" for i in range(8)]
+    for stem in stems:
+        write(tmp_path, f"{stem}.json", description="The second.")
+    if (tmp_path / "RUTH0.json").exists():
         pytest.skip("only on Linux do file names differ by capitals")
-    second = write(tmp_path, "ruth.json", description="The second.")
+    for stem in stems:
+        write(tmp_path, f"{stem.upper()}.json", description="The first.")
     personas = Personas(tmp_path)
-    assert personas.get("ruth").description == "The first."
-    assert "capitals" in personas.problems["ruth"]
-    (tmp_path / "Ruth.json").unlink()
-    assert personas.get("ruth").description == "The second."
-    second.unlink()
-    assert (names(personas), personas.problems) == ([], {})
+    assert {persona.description for persona in personas.all()} == {"The first."}
+    assert sorted(personas.problems) == stems
+    assert "capitals" in personas.problems["ruth0"]
+    (tmp_path / "RUTH0.json").unlink()
+    assert personas.get("ruth0").description == "The second."
+    assert sorted(personas.problems) == stems[1:]
 
 
 # What a file may say
