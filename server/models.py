@@ -15,6 +15,16 @@ MODELS_FILE = Path(__file__).with_name("models.toml")
 LINES = ("fable", "mythos", "opus", "sonnet", "haiku")
 THINKING_TYPES = ("adaptive", "enabled", "disabled", "between_tools")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
+CHOICES = {
+    "line": LINES,
+    "sampling": ("none", "one", "both"),
+    "thinking": THINKING_TYPES,
+    "thinking_off": ("omit", "disabled", "between_tools", "never"),
+    "efforts": EFFORTS,
+    "off_efforts": EFFORTS,
+    "default_effort": EFFORTS,
+    "display_default": ("omitted", "summarized"),
+}
 
 BATCH_FACTOR = 0.5
 US_FACTOR = 1.1  # inference_geo "us"
@@ -103,7 +113,7 @@ class Models:
         """The table as it stands in `path`. `version` changes with every change of the file. Raises ValueError."""
         raw = path.read_bytes()
         rows = tomllib.loads(raw.decode())
-        as_of = rows.pop("as_of")
+        as_of = rows.pop("as_of", None)
         complete: dict[str, dict[str, Any]] = {}
         for name, row in rows.items():
             complete[name] = completed(name, row, complete)
@@ -153,6 +163,8 @@ class Models:
 
 def completed(name: str, row: dict[str, Any], above: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The row with what it takes over from the row it names in `same_as`."""
+    if not isinstance(row, dict):
+        raise ValueError(f'models.toml: {name} is not a table. A model begins with a line ["{name}"].')
     relative = row.pop("same_as", None)
     if relative is None:
         return row
@@ -162,16 +174,22 @@ def completed(name: str, row: dict[str, Any], above: Mapping[str, dict[str, Any]
     return {key: value for key, value in above[relative].items() if key not in own} | row
 
 
-def model_of(name: str, row: dict[str, Any], as_of: date) -> Model:
+def model_of(name: str, row: dict[str, Any], as_of: date | None) -> Model:
     """A complete row as a value. Raises ValueError naming the row and the field."""
     known = {field.name for field in fields(Model)} - {"id", "known"}
     if unknown := row.keys() - known:
         raise ValueError(f"models.toml, {name}: no such field: {', '.join(sorted(unknown))}.")
+    for key, choices in CHOICES.items():
+        given = row.get(key, [])
+        if odd := set(given if isinstance(given, list) else [given]) - set(choices):
+            raise ValueError(f"models.toml, {name}: {key} cannot be {odd.pop()!r}. Choose from {', '.join(choices)}.")
     values = {
         "as_of": as_of,
         "off_efforts": () if row.get("thinking_off") == "never" else row.get("efforts", ()),
         **row,
     }
+    if not values.get("efforts"):
+        values["default_effort"] = ""
     try:
         for key in ("price", "long_price"):
             values[key] = Price(**values[key]) if values.get(key) else None
