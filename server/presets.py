@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from server.errors import ProxyError
+from server.files import Stamp, stamp
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,6 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 RESERVED = {"messages", "models", "count_tokens", "complete", "files", "batches", "me"}
 LARGEST = 1024 * 1024  # bytes of a file; a persona's texts are a few thousand
 TEXTS = ("description", "system", "suffix", "suffix_thinking", "model")
-Stamp = tuple[int, int, int]  # of a file's version: when changed, how long, which
 
 
 def whole(value: Any) -> bool:
@@ -134,15 +134,6 @@ def shown(path: Path) -> str:
     return path.stem.encode(errors="replace").decode()
 
 
-def stamp(path: Path) -> Stamp:
-    """What changes when the file does. A link that leads nowhere has one too, so that it gets its message."""
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
-
-
 def read_or_problem(path: Path) -> Persona | PersonaError:
     try:
         return read_file(path)
@@ -155,7 +146,7 @@ class Personas:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._stamps: dict[Path, Stamp] = {}
+        self._stamps: dict[Path, Stamp | None] = {}  # None: a link that leads nowhere
         self._read: dict[Path, Persona | PersonaError] = {}
         self._personas: dict[str, Persona] = {}
         self._folder_failed = False
@@ -195,10 +186,8 @@ class Personas:
         stamps = {path: stamp(path) for path in files}
         if stamps == self._stamps:
             return
-        self._read = {
-            path: self._read[path] if self._stamps.get(path) == stamps[path] else read_or_problem(path)
-            for path in files
-        }
+        same = {path for path in self._read.keys() & stamps.keys() if self._stamps[path] == stamps[path]}
+        self._read = {path: self._read[path] if path in same else read_or_problem(path) for path in files}
         self._stamps = stamps
         self._sort_out()
 
