@@ -21,7 +21,8 @@ from server.errors import ProxyError
 from server.guard import REQUEST_ID, expect, wrong_type
 from server.models import Models
 from server.presets import NAME, Personas
-from server.relay import Asked, Relay, Reply, Stream
+from server.relay import Asked, Relay
+from server.reply import Reply, Stream
 from server.request import ChatRequest
 from server.upstream import Upstream
 from server.usage import Receipt, Receipts
@@ -256,7 +257,7 @@ class Doors:
 
     async def health(self, request: web.Request) -> web.Response:
         """Whether it works, for anybody who asks; no secret, no name."""
-        ready = any(account.state == "ready" for account in self._accounts.all())
+        ready = self._config.practice or any(account.state == "ready" for account in self._accounts.all())
         return json_response(
             {"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice}
         )

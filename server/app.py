@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from aiohttp import web
 
 from server import guard, pages
-from server.accounts import Accounts, ClaudeCodeSettings
+from server.accounts import Accounts, ClaudeCodeSettings, Credential
 from server.api import MAX_BODY, Doors
 from server.clients import ClientKeys
 from server.config import TOP, Config
@@ -25,7 +26,7 @@ from server.oauth import OAuthSettings
 from server.owner import Owner
 from server.pages import keys as key_pages
 from server.pages import page
-from server.practice import PRACTICE_KEY, Practice
+from server.practice.app import create_practice
 from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import Options
@@ -64,26 +65,29 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
     models = Models.load()
     personas = Personas(TOP / "presets")
     receipts = Receipts(models)
-    oauth = OAuthSettings(
-        config.oauth_authorize_url,
-        config.oauth_token_url,
-        config.oauth_redirect_uri,
-        config.oauth_client_id,
-        config.oauth_scopes,
-    )
-    practice = Practice(models, clock=clock) if config.practice else None
-    base_url = practice.base_url if practice else config.api_base_url.rstrip("/")
+    oauth = oauth_settings(config)
+    practice = LocalPractice(models, clock) if config.practice else None
+    base_url = practice.url if practice else config.api_base_url.rstrip("/")
     accounts = Accounts(
         data_dir,
         base_url=base_url,
         oauth=oauth,
         claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
-        practice_key=PRACTICE_KEY if practice else "",
         clock=clock,
     )
     upstream = Upstream()
     options = Options(**{name: getattr(config, name) for name in Options.__dataclass_fields__})
-    relay = Relay(accounts, upstream, models, personas, receipts, options, clock=clock)
+    relay = Relay(
+        accounts,
+        upstream,
+        models,
+        personas,
+        receipts,
+        options,
+        practice=practice.credential if practice else None,
+        explain=config.explain_in_chat,
+        clock=clock,
+    )
     doors = Doors(config, keys, accounts, models, personas, receipts, upstream, relay, base_url, clock=clock)
     owner = Owner.at(data_dir, port, clock)
 
@@ -97,7 +101,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
     app[page.PORT] = port
     app[page.CHECK_KEY] = key_check(upstream)
     app[page.PASSWORD] = lambda: page.Password(needed=doors.key_needed, key=keys.first_key())
-    app[page.PERSONAS] = lambda: [page.PersonaCard(p.name, p.name.capitalize(), p.description) for p in personas.all()]
+    app[page.PERSONAS] = personas.all
     app[page.WARNINGS] = lambda: [
         *warnings,
         *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
@@ -125,6 +129,34 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
 
     app.cleanup_ctx.append(run_parts)
     return Parts(app, doors, owner, accounts, first_key)
+
+
+def oauth_settings(config: Config) -> OAuthSettings:
+    """Where the subscription sign-in happens."""
+    return OAuthSettings(
+        config.oauth_authorize_url,
+        config.oauth_token_url,
+        config.oauth_redirect_uri,
+        config.oauth_client_id,
+        config.oauth_scopes,
+    )
+
+
+class LocalPractice:
+    """The practice upstream, run inside this process on a port of its own."""
+
+    def __init__(self, models: Models, clock: Callable[[], float]) -> None:
+        self._runner = web.AppRunner(create_practice(models, clock=clock), access_log=None, handler_cancellation=True)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.credential = Credential("api_key", "sk-ant-api03-practice", self.url)
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._socket).start()
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
 
 
 def prepare_folder(data_dir: Path) -> list[str]:

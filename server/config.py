@@ -51,6 +51,9 @@ class Config:
     practice: bool = setting(False, "Answer from the built-in practice upstream: no account, no network, no AI.")
     api_base_url: str = setting("https://api.anthropic.com", "Where Anthropic's API is.")
     default_model: str = setting("", "Model for requests that name none. Blank: such requests get an error.")
+    replace_retired_models: bool = setting(
+        False, "Ask a retired model's successor instead, at its own price. Otherwise such requests get an error naming it."
+    )
     filter_sampling_params: Literal["auto", "true", "false"] = setting(
         "auto",
         "temperature, top_p, top_k. auto: what the model takes; true: always the classic rule; false: untouched.",
@@ -64,6 +67,10 @@ class Config:
     )
     skip_steps: tuple[str, ...] = setting(
         (), "Rewrite steps to leave out, separated by commas; their names are in the README's table."
+    )
+    explain_in_chat: Literal["auto", "true", "false"] = setting(
+        "auto",
+        "A short marked line at a reply's end. auto: at refusals and blank replies; true: also at cut ones; false.",
     )
     cache_planner: bool = setting(True, "Place the prompt-cache marks so that long chats cost least.")
     cache_late_lore: bool = setting(

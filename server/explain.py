@@ -75,6 +75,36 @@ def remedy(refusal: Refusal, now: float) -> str:
     return ""
 
 
+def closing_words(stop_reason: str | None, details: Mapping[str, object], *, spoke: bool, mode: str) -> str:
+    """What is said at the end of a reply where nothing else would reach the reader; "" for nothing.
+
+    `mode` is the setting explain_in_chat: auto speaks at refusals and blank replies, true also at replies cut short,
+    false never.
+    """
+    if mode == "false":
+        return ""
+    if stop_reason == "refusal":
+        why = str(details.get("explanation") or "").strip()
+        return framed(f"Claude declined to answer.{f' It says: {why}' if why else ''} Reword your message, or swipe.")
+    if not spoke and stop_reason == "max_tokens":
+        return framed(
+            "Claude used up the whole response length for thinking. "
+            "Raise “Max Response Length” in SillyTavern, or lower “Reasoning Effort”."
+        )
+    if not spoke and stop_reason in ("end_turn", "stop_sequence"):
+        return framed("Claude sent an empty reply. Swipe, or write a little more and send again.")
+    if mode == "true" and stop_reason == "max_tokens":
+        return framed("The reply ends here because the response length is used up. Use Continue, or raise it.")
+    if mode == "true" and stop_reason == "model_context_window_exceeded":
+        return framed("The reply ends here because the model's context is full. Lower the context size.")
+    return ""
+
+
+def framed(words: str) -> str:
+    """A line of the proxy's own, marked so that nobody takes it for the model's."""
+    return f"\n\n[Tavern Proxy: {words}]"
+
+
 def too_long(message: str) -> str:
     numbers = [int(n) for n in re.findall(r"(\d{4,})", message)[:2]]
     if len(numbers) == 2 and numbers[0] > numbers[1]:

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,18 +19,17 @@ from server.errors import ProxyError, type_of
 from server.explain import Refusal, is_policy, remedy, rests_until
 from server.models import Models
 from server.presets import Personas
+from server.reply import Reply, Stream, book, explained
 from server.request import ChatRequest
 from server.retry import STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
-from server.sse import PING, EventTooLarge, Meter, WholeEvents
+from server.sse import EventTooLarge, Meter, WholeEvents
 from server.upstream import USER_AGENT, Answer, Broken, Silence, Upstream, UpstreamFailed
 from server.usage import Receipt, Receipts
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 90.0  # between two events
-PING_SECONDS = 15.0  # the API's own pings come about as often
-GUEST = "the request's own key"
 REST_SECONDS = 60.0  # for a 429 that does not say
 REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
 STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
@@ -52,82 +51,6 @@ class Asked:
     receipt: Receipt
 
 
-class Reply:
-    """What the front end gets: a plain body, or a stream of whole events."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes | None, stream: Stream | None = None) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        self.stream = stream
-
-
-class Stream:
-    """A streamed reply, passed through byte for byte; whatever breaks it ends in an `error` event of ours."""
-
-    def __init__(
-        self, answer: Answer, receipt: Receipt, first: bytes, events: WholeEvents, meter: Meter, idle: float
-    ) -> None:
-        self._answer, self._receipt, self._first = answer, receipt, first
-        self._events, self._meter, self._idle = events, meter, idle
-
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """Whole events as they come; a `ping` in each quarter of a minute of silence."""
-        if self._first:
-            yield self._first
-        silent = 0.0
-        try:
-            while self._meter.error is None:
-                try:
-                    chunk = await self._answer.read_some(min(PING_SECONDS, self._idle - silent))
-                except Silence:
-                    silent += PING_SECONDS
-                    if silent >= self._idle:
-                        raise Broken(f"nothing came for {self._idle:.0f} s") from None
-                    yield PING
-                    continue
-                silent = 0.0
-                if not chunk:
-                    break
-                if whole := self._events.feed(chunk):
-                    self._meter.feed(whole)
-                    yield whole
-            if self._meter.error is not None:
-                self._receipt.ended = "error"
-            elif self._meter.whole and not self._events.rest.strip():
-                self._receipt.ended = "whole"
-            else:
-                raise Broken("it ended too early")
-        except (Broken, EventTooLarge) as error:
-            self._receipt.ended = "cut"
-            why = "an event of more than 16 MiB" if isinstance(error, EventTooLarge) else str(error)
-            yield broken_off(why, self._meter.events).event(self._receipt.id)
-
-    def interrupt(self, why: str) -> None:
-        """End it now with an `error` event, because the proxy stops."""
-        self._answer.interrupt(why)
-
-    def close(self) -> None:
-        """Book what the reply said of itself, and let go of the connection. To be called however the reply ended."""
-        book(self._receipt, self._meter)
-        self._receipt.ended = self._receipt.ended or "client_left"
-        self._answer.close()
-
-
-def broken_off(why: str, events: int) -> ProxyError:
-    return ProxyError(
-        502,
-        f"Upstream connection lost after {events} event{'' if events == 1 else 's'} ({why}). "
-        "The reply above is incomplete: use Continue or Regenerate.",
-    )
-
-
-def book(receipt: Receipt, meter: Meter) -> None:
-    receipt.usage = meter.usage
-    receipt.stop_reason = meter.stop_reason
-    receipt.model = meter.model or receipt.model
-
-
 class Relay:
     """Takes a request down the road. Tries again only while nothing has reached the front end."""
 
@@ -140,19 +63,22 @@ class Relay:
         receipts: Receipts,
         options: Options,
         *,
+        practice: Credential | None = None,
+        explain: str = "auto",
         idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.time,
         luck: Callable[[], float] = random.random,
     ) -> None:
         self._accounts, self._upstream, self._models = accounts, upstream, models
         self._personas, self._receipts, self._options = personas, receipts, options
-        self._idle, self._clock, self._luck = idle_seconds, clock, luck
+        self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
+        self._explain, self._idle, self._clock, self._luck = explain, idle_seconds, clock, luck
         self._budget = Budget()
 
     async def exchange(self, asked: Asked) -> Reply:
         """The reply to one request, from its beginning on. Raises ProxyError."""
         persona = self._personas.get(asked.request.persona)
-        guest = self._accounts.guest(asked.headers)
+        guest = self._practice or self._accounts.guest(asked.headers)
         self._budget.note_request(self._clock())
         tried: set[str] = set()
         retries = 0
@@ -217,7 +143,12 @@ class Relay:
         receipt.attempts += 1
         receipt.model = sent.model
         receipt.changes = sent.changes
-        receipt.account = self._accounts.get(credential.account_id).name if credential.account_id else GUEST
+        receipt.account = self._payer(credential)
+
+    def _payer(self, credential: Credential) -> str:
+        if credential.account_id:
+            return self._accounts.get(credential.account_id).name
+        return "practice" if self._practice else "the request's own key"
 
     async def _attempt(self, asked: Asked, sent: ChatRequest, credential: Credential) -> Reply | Refusal:
         """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned."""
@@ -238,10 +169,12 @@ class Relay:
                 begun = isinstance(outcome, Reply)
                 return outcome
             raw = await answer.read_all(self._idle)
-            meter = Meter()
-            meter.message(json_object(raw, answer))
+            value = json_object(raw, answer)
             if not sent.counting:
+                meter = Meter()
+                meter.message(value)
                 book(asked.receipt, meter)
+                raw = explained(raw, value, asked.receipt, meter, self._explain)
             asked.receipt.ended = "whole"
             return Reply(answer.status, {**back, "Content-Type": "application/json"}, raw)
         finally:
@@ -251,44 +184,32 @@ class Relay:
     async def _begin(
         self, asked: Asked, answer: Answer, back: dict[str, str], credential: Credential
     ) -> Reply | Refusal:
-        """Wait for the first events: an `error` among them still counts as before the first byte."""
-        events, meter = WholeEvents(), Meter()
+        """Wait for the first events: an `error` as the first of them still counts as before the first byte."""
+        events = WholeEvents()
         try:
             while not (first := events.feed(chunk := await answer.read_some(self._idle))) and chunk:
                 pass
         except Silence:
-            raise UpstreamFailed(
-                504, f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again."
-            ) from None
+            silent = f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again."
+            raise UpstreamFailed(504, silent) from None
         except Broken as error:
-            raise UpstreamFailed(
-                502, f"The upstream's answer broke off before its first word ({error}). Try again."
-            ) from error
+            cut = f"The upstream's answer broke off before its first word ({error}). Try again."
+            raise UpstreamFailed(502, cut) from error
         except EventTooLarge:
             raise UpstreamFailed(502, "The upstream's answer is far too large to be one. Try again.") from None
         if not first:
             raise UpstreamFailed(502, "The upstream's answer ended before its first word. Try again.")
-        meter.feed(first)
-        if meter.error is not None and not meter.usage:
-            type_ = str(meter.error.get("type") or "api_error")
-            return Refusal(
-                status=STATUS_OF.get(type_, 500),
-                type=type_,
-                message=str(meter.error.get("message") or "The upstream reported an error."),
-                code="",
-                headers={key.lower(): value for key, value in answer.headers.items()},
-                kind=credential.kind,
-            )
-        stream = Stream(answer, asked.receipt, first, events, meter, self._idle)
+        stream = Stream(answer, asked.receipt, first, events, idle=self._idle, explain=self._explain)
+        if stream.meter.error is not None and not stream.meter.usage:
+            return refusal_event(stream.meter.error, answer.headers, credential.kind)
         return Reply(answer.status, {**back, "Content-Type": "text/event-stream; charset=utf-8"}, None, stream)
 
     async def pass_through(
         self, method: str, target: str, asked_headers: Mapping[str, str], client: Client, body: bytes | None
     ) -> Reply:
         """Any other /v1/ request, as it is, with the credential that would pay for a chat."""
-        credential = self._accounts.guest(asked_headers) or await self._accounts.credential(
-            shared_only=client.holds_key
-        )
+        credential = self._practice or self._accounts.guest(asked_headers)
+        credential = credential or await self._accounts.credential(shared_only=client.holds_key)
         request = ChatRequest(
             body={},
             version=asked_headers.get("anthropic-version", ChatRequest.version),
@@ -365,6 +286,13 @@ def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], kind: str) -
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         words = f"The upstream answered {status} with {what_came(raw, low.get('content-type', ''))}."
         return Refusal(status, type_of(status), words, "", low, kind)
+
+
+def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], kind: str) -> Refusal:
+    """An upstream's error that came as the first event of a stream, with the status it would have had."""
+    type_ = str(error.get("type") or "api_error")
+    words = str(error.get("message") or "The upstream reported an error.")
+    return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, kind)
 
 
 def json_object(raw: bytes, answer: Answer) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 
 from aiohttp import http_parser
@@ -130,9 +129,7 @@ async def drain(runner: Runner, parts: Parts, stop: Stop) -> None:
     for site in list(runner.sites):
         await site.stop()
     if busy := parts.doors.busy:
-        say(
-            f"Stopping. {busy} open repl{'y' if busy == 1 else 'ies'} may finish first; press Ctrl+C again to leave now."
-        )
+        say(f"Stopping when {busy} open repl{'y has' if busy == 1 else 'ies have'} ended; Ctrl+C again to leave now.")
     finishing = asyncio.create_task(parts.doors.drain(DRAIN_SECONDS))
     insisted = asyncio.create_task(stop.insisted.wait())
     await asyncio.wait([finishing, insisted], return_when=asyncio.FIRST_COMPLETED)

@@ -10,6 +10,8 @@ import orjson
 MAX_EVENT = 16 * 1024 * 1024  # bytes; a larger one is no event of this API
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+BLOCK_START = b"event: content_block_start"
+LAST_WORDS = b"event: message_delta"
 TELLING = (b"message_start", b"message_delta", b"message_stop", b"error")
 
 
@@ -62,6 +64,56 @@ def telling_events(whole: bytes) -> Iterator[dict[str, Any]]:
                 yield event
 
 
+def lines_that_begin(whole: bytes, start: bytes) -> int:
+    """How many lines of whole events begin so. JSON holds no bare newline, so no story can."""
+    return whole.count(b"\n" + start) + whole.startswith(start)
+
+
+def speaks(whole: bytes) -> bool:
+    """Whether these events bring a word of text or a call of a tool."""
+    if b"input_json_delta" in whole or b'"tool_use"' in whole:
+        return True
+    if b"text_delta" not in whole:
+        return False
+    for line in whole.replace(b"\r", b"\n").split(b"\n"):
+        if line.startswith(b"data:") and b"text_delta" in line:
+            try:
+                delta = orjson.loads(line[5:]).get("delta")
+            except (orjson.JSONDecodeError, AttributeError):
+                continue
+            if isinstance(delta, dict) and str(delta.get("text", "")).strip():
+                return True
+    return False
+
+
+def is_word(block: Any) -> bool:
+    """Whether a content block of a reply says something to the reader."""
+    if not isinstance(block, dict) or block.get("type") in ("thinking", "redacted_thinking"):
+        return False
+    return block.get("type") != "text" or bool(str(block.get("text", "")).strip())
+
+
+def text_events(index: int, text: str) -> bytes:
+    """A text block of our own, as the events of a stream."""
+    events: list[tuple[str, dict[str, Any]]] = [
+        ("content_block_start", {"content_block": {"type": "text", "text": ""}}),
+        ("content_block_delta", {"delta": {"type": "text_delta", "text": text}}),
+        ("content_block_stop", {}),
+    ]
+    return b"".join(
+        b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps({"type": name, "index": index, **data}))
+        for name, data in events
+    )
+
+
+def before_last_words(whole: bytes, added: bytes) -> bytes:
+    """Whole events with `added` put before the first `message_delta`; behind them where there is none."""
+    at = 0 if whole.startswith(LAST_WORDS) else whole.find(b"\n" + LAST_WORDS) + 1
+    if at == 0 and not whole.startswith(LAST_WORDS):
+        return whole + added
+    return whole[:at] + added + whole[at:]
+
+
 class Meter:
     """What a reply says of itself, read while it passes: usage, model, stop reason, whether it is whole."""
 
@@ -69,6 +121,9 @@ class Meter:
         self.usage: dict[str, Any] = {}
         self.model = ""
         self.stop_reason: str | None = None
+        self.stop_details: dict[str, Any] = {}
+        self.spoke = False  # a word, or a call of a tool
+        self.blocks = 0
         self.whole = False
         self.error: dict[str, Any] | None = None
         self.events = 0
@@ -76,6 +131,8 @@ class Meter:
     def feed(self, whole: bytes) -> None:
         """Read whole events of a stream."""
         self.events += whole.count(b"data:")
+        self.blocks += lines_that_begin(whole, BLOCK_START)
+        self.spoke = self.spoke or speaks(whole)
         for event in telling_events(whole):
             match event.get("type"):
                 case "message_start":
@@ -85,7 +142,7 @@ class Meter:
                     self._take_usage(event.get("usage"))
                     delta = event.get("delta")
                     if isinstance(delta, dict):
-                        self.stop_reason = delta.get("stop_reason") or self.stop_reason
+                        self._take_end(delta)
                 case "message_stop":
                     self.whole = True
                 case "error":
@@ -97,8 +154,15 @@ class Meter:
         if not isinstance(message, dict):
             return
         self.model = str(message.get("model") or "")
-        self.stop_reason = message.get("stop_reason")
+        self._take_end(message)
         self._take_usage(message.get("usage"))
+        content = message.get("content")
+        self.spoke = isinstance(content, list) and any(is_word(block) for block in content)
+
+    def _take_end(self, said: dict[str, Any]) -> None:
+        self.stop_reason = said.get("stop_reason") or self.stop_reason
+        details = said.get("stop_details")
+        self.stop_details = details if isinstance(details, dict) else self.stop_details
 
     def _take_usage(self, usage: Any) -> None:
         # message_delta repeats counters cumulatively and may leave some out (API reference, read 2026-11)
