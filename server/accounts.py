@@ -1,54 +1,30 @@
-"""Who pays: the accounts there are, which of them is free, and a valid credential for the one that is chosen."""
+"""Who pays: the accounts there are, which of them is free, and a valid credential of the one that is chosen."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import random
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil, inf, isfinite, isnan
 from pathlib import Path
 from typing import Any, Literal
 
-from server import ant, files
 from server.ant import AntHome, AntProfile
-from server.claude_code import ON_A_MAC, ClaudeCodeHome, credentials_file
+from server.claude_code import ON_A_MAC
 from server.config import url_problem
 from server.errors import ProxyError
-from server.files import Busy, why
 from server.oauth import BETA, InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token
-from server.shared_json import SharedJson
-from server.tokens import (
-    Entry,
-    Login,
-    OwnHome,
-    Pause,
-    all_entries,
-    change_entry,
-    check_document,
-    drop_entries,
-    entries,
-    fingerprint,
-    is_usable,
-    put_entry,
-    with_tokens,
-)
-
-logger = logging.getLogger(__name__)
+from server.tokens import Entry, Login, fingerprint, with_tokens
+from server.wallet import CLAUDE_CODE, Wallet, refusal
 
 Kind = Literal["api_key", "platform", "subscription"]
 Source = Literal["own", "ant", "claude_code"]
 State = Literal["ready", "resting", "sign_in_again", "off"]
+KINDS: tuple[Kind, ...] = ("api_key", "platform", "subscription")
 
-CLAUDE_CODE = "acc_claude_code"  # the id of Claude Code's login, of which there is one
 OPEN_PAGE = "Open the proxy's page in your browser (./run.sh open)"
-LOOK_EVERY = 60.0  # seconds between two looks at all logins
 
 
 @dataclass(frozen=True)
@@ -235,7 +211,7 @@ class ClaudeCodeSettings:
 
 
 class Accounts:
-    """The pool: tokens.json, Claude Code's file, `ant` profiles, and when each account rests. Built once, in app.py."""
+    """The pool: every account, when each rests, and a valid credential for each request. Built once, in app.py."""
 
     def __init__(
         self,
@@ -247,84 +223,45 @@ class Accounts:
         clock: Callable[[], float] = time.time,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._folder = data_dir.expanduser()
         self._base_url = base_url.rstrip("/")
-        self._oauth = oauth
-        self._fallback = claude_code.fallback
         self._clock = clock
-        self._environ = environ
-        self._file = SharedJson(self._folder / "tokens.json", ours=True, check=check_document, clock=clock)
-        self._claude_code = ClaudeCodeHome(credentials_file(claude_code.config_dir, environ), oauth, clock)
-        self._logins: dict[str, Login] = {}
+        self._wallet = Wallet(
+            data_dir.expanduser(),
+            base_url=self._base_url,
+            oauth=oauth,
+            claude_code=(claude_code.fallback, claude_code.config_dir),
+            clock=clock,
+            environ=environ,
+        )
         self._rests: dict[str, Rest] = {}
-        self._notes: list[str] = []
-        self._save_pause = Pause()
-        self._called = asyncio.Event()  # there is something to save
-        self._keeper: asyncio.Task[None] | None = None
-
-    # -- beginning and end
 
     async def start(self) -> None:
         """Read what is stored, mend what a crash left, and begin to keep the logins alive."""
-        try:
-            self._notes += await asyncio.to_thread(files.private_folder, self._folder)
-        except OSError as error:
-            self._notes.append(f"{self._folder} cannot be made: {why(error)}. Set data_dir to a folder of yours.")
-        try:
-            async with self._file.lock(wait=1.0):
-                await asyncio.to_thread(files.sweep, self._file.path)
-                await self._file.save_locked()
-        except Busy:  # another process is renewing a login
-            await self._file.look()
-        if self._folder.is_dir() and not os.access(self._folder, os.W_OK):
-            self._notes.append(f"{self._folder} cannot be written, so sign-ins are lost when the proxy stops.")
-        for sentence in self._notes:
-            logger.warning(sentence)
-        await self._look()
-        self._keeper = asyncio.create_task(self._keep())
+        await self._wallet.start()
 
     async def close(self) -> None:
         """Let renewals under way end, for the server has spent their tokens; save what is not saved."""
-        if self._keeper:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
-        running = [login.running for login in self._logins.values() if login.running]
-        if running:
-            _, waiting = await asyncio.wait(running, timeout=2 * self._oauth.deadline + 1)
-            for task in waiting:  # those still waited for a lock: nothing was spent
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        await self._save(wait=2.0)
+        await self._wallet.close()
+
+    async def tend(self) -> None:
+        """One look at everything, as the background takes it about once a minute."""
+        await self._wallet.tend()
 
     @property
     def warnings(self) -> list[str]:
         """What the owner should know now, for the log, /health and the pages."""
-        found = [*self._notes, *self._file.notes]
-        if self._file.closed:
-            found.append(self._file.closed)
-        found += [
-            f"{file.path} could not be saved: {file.unsaved}. It is tried again until it works."
-            for file in self._all_files()
-            if file.unsaved
-        ]
-        if unusable := sum(not is_usable(entry) for entry in all_entries(self._file.document)):
-            found.append(f"tokens.json holds {unusable} account(s) that cannot be read; they are left as they are.")
-        logins = [login.home.read() for login in self._logins.values()]
-        if any(tokens and not tokens.may_chat for tokens in logins):
-            found.append("A sign-in lacks the right user:inference and cannot chat. Sign in again.")
-        return found
+        return self._wallet.warnings
 
     # -- who there is
 
     def all(self) -> tuple[Account, ...]:
         """Every account as it stands now, in order of adding."""
         now = self._clock()
-        return tuple(self._account(entry, now) for entry in self._entries().values())
+        return tuple(self._account(entry, now) for entry in self._wallet.entries().values())
 
     def get(self, account_id: str) -> Account:
         """Raises ProxyError 404 when there is no such account."""
-        return self._account(self._entry(account_id), self._clock())
+        return self._account(self._wallet.entry(account_id), self._clock())
 
     def guest(self, headers: Mapping[str, str]) -> Credential | None:
         """The credential a request brings itself. Raises ProxyError 401 for a broken one."""
@@ -332,34 +269,35 @@ class Accounts:
 
     # -- the road
 
-    async def credential(self, *, tried: Collection[str] = (), shared_only: bool = False) -> Credential:
+    async def credential(
+        self, *, tried: Collection[str] = (), shared_only: bool = False, kinds: Collection[Kind] = KINDS
+    ) -> Credential:
         """A valid credential of the account that pays; the next one's if a login turns out to have ended.
 
         Raises ProxyError as `choose` does, and 503 when a login cannot be renewed just now and nobody else is free.
         """
-        await self._look()
+        await self._wallet.look()
         out = set(tried)
         not_now: ProxyError | None = None
         while True:
             try:
-                account = choose(self.all(), self._clock(), tried=out, shared_only=shared_only)
+                possible = [account for account in self.all() if account.kind in kinds]
+                account = choose(possible, self._clock(), tried=out, shared_only=shared_only)
             except ProxyError as nobody:
                 raise not_now or nobody from None
             try:
                 return await self.fresh(account.id)
             except InvalidGrant:
                 out.add(account.id)
-            except Unavailable:
+            except Unavailable as error:
                 out.add(account.id)
-                not_now = not_now or renew_later(self._logins[account.id].pause.left(self._clock()))
+                not_now = not_now or renew_later(error.retry_after)
 
     async def fresh(self, account_id: str) -> Credential:
         """A valid credential of this account. Raises InvalidGrant, Unavailable."""
-        entry = self._entry(account_id)
-        login = self._login(entry)
-        if login is None:
-            return self._credential(entry, entry["api_key"])
-        return self._credential(entry, (await login.valid()).access_token)
+        entry = self._wallet.entry(account_id)
+        login = self._wallet.login(entry)
+        return self._credential(entry, (await login.valid()).access_token if login else entry["api_key"])
 
     async def after_401(self, failed: Credential) -> Credential | None:
         """What to pay with instead of a credential the upstream refused; None: nothing of this account's.
@@ -367,41 +305,48 @@ class Accounts:
         A login is renewed, once for everybody; what another process has stored since is adopted. An API key, and a
         login refused again right after that, are set aside.
         """
-        entry = self._entries().get(failed.account_id)
+        await self._wallet.look()
+        entry = self._wallet.entries().get(failed.account_id)
         if entry is None:
             return None
-        login = self._login(entry)
+        login = self._wallet.login(entry)
         if login is None:
-            if entry["api_key"] != failed.secret:
-                return self._credential(entry, entry["api_key"], renewed=True)
-            self._set_aside(entry["id"], fingerprint(failed.secret), "Anthropic refuses this API key. Add a valid one.")
-            return None
-        await login.home.look()
+            return self._after_refused_key(entry, failed)
         tokens = login.home.read()
-        if tokens and tokens.access_token == failed.secret and failed.renewed:
-            self._end(entry["id"], tokens, "it is refused even after renewing it")
+        if tokens is None or refusal(entry, tokens):
             return None
-        if tokens and tokens.access_token != failed.secret and login.is_good(tokens):
+        if tokens.access_token != failed.secret and login.is_good(tokens):
             return self._credential(entry, tokens.access_token, renewed=True)
+        if tokens.access_token == failed.secret and failed.renewed:
+            self._wallet.end(entry, tokens, "it is refused even after renewing it")
+            return None
         try:
             tokens = await login.refused(failed.secret)
         except (InvalidGrant, Unavailable):
             return None
         return self._credential(entry, tokens.access_token, renewed=True)
 
+    def _after_refused_key(self, entry: Entry, failed: Credential) -> Credential | None:
+        if entry["api_key"] != failed.secret:
+            return self._credential(entry, entry["api_key"], renewed=True)  # the owner has replaced it meanwhile
+        if not refusal(entry, None):
+            self._wallet.set_aside(entry, None, "Anthropic refuses this API key. Add a valid one.")
+        return None
+
     def rest(self, account_id: str, until: float, reason: str) -> None:
         """Leave an account alone until then (unix seconds; inf: until the owner wakes it)."""
-        if account_id in self._entries():
+        if account_id in self._wallet.entries():
             self._rests[account_id] = longer_rest(self._rests.get(account_id), until, reason, self._clock())
 
     # -- what the owner does
 
     def wake(self, account_id: str) -> Account:
         """End a rest; try a refused credential again."""
+        entry = self._wallet.entry(account_id)
         self._rests.pop(account_id, None)
-        if "refused" in self._entry(account_id):
-            self._edit_entry(account_id, lambda e: {k: v for k, v in e.items() if k != "refused"})
-        if login := self._logins.get(account_id):
+        if "refused" in entry:
+            self._wallet.edit(account_id, lambda e: {k: v for k, v in e.items() if k != "refused"})
+        if login := self._wallet.login(entry):
             login.forget_troubles()
         return self.get(account_id)
 
@@ -414,12 +359,12 @@ class Accounts:
             raise ProxyError(400, "This is a sign-in token, not an API key. API keys begin with sk-ant-api.")
         if base and (problem := url_problem(base)):
             raise ProxyError(400, f"base_url {problem}.")
-        await self._may_write()
+        await self._wallet.require_writable()
         identity = fingerprint(key)
-        old = next((e for e in self._entries().values() if e.get("identity") == identity), {})
+        old = next((e for e in self._wallet.entries().values() if e.get("identity") == identity), {})
         named = account_name(name, str(old.get("name") or f"API key …{key[-4:]}"))
         new = {"kind": "api_key", "name": named, "api_key": key, "base_url": base, "identity": identity}
-        return await self._keep_entry(old, new)
+        return await self._keep(old, new)
 
     def replaced_by(self, tokens: Tokens) -> Account | None:
         """The account `add_oauth` would replace: the same identity's, or the only one whose identity is unknown."""
@@ -429,53 +374,41 @@ class Accounts:
 
     async def add_oauth(self, tokens: Tokens, name: str = "") -> Account:
         """Add a subscription sign-in, or replace the one of the same identity."""
-        await self._may_write()
+        await self._wallet.require_writable()
         replaced = self.replaced_by(tokens)
-        old = self._entry(replaced.id) if replaced else {}
+        old = self._wallet.entry(replaced.id) if replaced else {}
         label = f"Claude subscription ({tokens.label})" if tokens.label else "Claude subscription"
         named = account_name(name, str(old.get("name") or label))
-        new = {"kind": "subscription", "name": named, "last_refresh_at": self._clock()}
-        account = await self._keep_entry(old, with_tokens({**new, "identity": ""}, tokens))
-        if login := self._logins.get(account.id):
-            login.forget_troubles()
-        return self.get(account.id)
+        new = {"kind": "subscription", "name": named, "identity": "", "last_refresh_at": self._clock()}
+        return await self._keep(old, with_tokens(new, tokens))
 
     async def use_claude_code(self, agreed: bool) -> Account | None:
         """Note whether the owner agreed to use Claude Code's login, as the last choice."""
-        if agreed and self._fallback == "false":
+        await self._wallet.look()
+        if agreed and not self._wallet.claude_code_allowed:
             raise ProxyError(400, "Claude Code's login is switched off by the setting fallback_to_claude_code.")
-        await self._claude_code.look()
         if agreed and not self.claude_code_found():
             raise ProxyError(404, f"Claude Code is not signed in on this computer. {ON_A_MAC}")
-        await self._may_write()
-        if agreed:
-            old = entries(self._file.document).get(CLAUDE_CODE, self._claude_code_entry())
-            self._file.edit(put_entry({**old, "agreed": True}))
-        else:
-            self._file.edit(drop_entries({CLAUDE_CODE}))
-        await self._save()
-        return self.get(CLAUDE_CODE) if CLAUDE_CODE in self._entries() else None
+        await self._wallet.require_writable()
+        await self._wallet.agree_to_claude_code(agreed)
+        return self.get(CLAUDE_CODE) if CLAUDE_CODE in self._wallet.entries() else None
 
     def claude_code_found(self) -> bool:
         """Whether Claude Code's login is on this machine (as of the last look) and may be offered."""
-        return self._fallback != "false" and self._claude_code.read() is not None
+        return self._wallet.claude_code_found()
 
     async def use_ant_profile(self, profile: str) -> Account:
         """Use a profile of the `ant` command. Only its name is stored, never its token."""
-        found = await asyncio.to_thread(self.ant_profiles)
-        if profile not in [p.name for p in found]:
+        if profile not in [p.name for p in self.ant_profiles()]:
             raise ProxyError(404, "There is no such `ant` profile on this computer. Run in a terminal: ant auth login")
-        await self._may_write()
-        old = next((e for e in self._entries().values() if e.get("profile") == profile), {})
-        new = {"kind": "platform", "source": "ant", "profile": profile}
-        account = await self._keep_entry(old, {**new, "name": old.get("name") or f"ant profile {profile}"})
-        await self._look()
-        return self.get(account.id)
+        await self._wallet.require_writable()
+        old = next((e for e in self._wallet.entries().values() if e.get("profile") == profile), {})
+        name = old.get("name") or f"ant profile {profile}"
+        return await self._keep(old, {"kind": "platform", "source": "ant", "profile": profile, "name": name})
 
     def ant_profiles(self) -> list[AntProfile]:
         """The `ant` profiles on this machine, the active one first."""
-        used = {e.get("profile") for e in self._entries().values()}
-        return [replace(profile, used=profile.name in used) for profile in ant.profiles(self._environ)]
+        return self._wallet.ant_profiles()
 
     async def update(
         self,
@@ -490,26 +423,27 @@ class Accounts:
         account = self.get(account_id)
         if shared and account.kind == "subscription":
             raise ProxyError(400, "A subscription serves its owner alone. Share an API key instead.")
-        await self._may_write()
+        await self._wallet.require_writable()
         named = None if name is None else account_name(name, account.name)
         given = {"name": named, "enabled": enabled, "priority": priority, "shared": shared}
         changes = {key: value for key, value in given.items() if value is not None}
-        self._edit_entry(account_id, lambda e: {**e, **changes})
-        await self._save()
+        self._wallet.edit(account_id, lambda e: {**e, **changes})
+        await self._wallet.save()
         return self.get(account_id)
 
     async def remove(self, account_id: str) -> None:
         """Forget an account, in the backup too. The files of Claude Code and `ant` stay as they are."""
-        entry = self._entry(account_id)
-        if account_id == CLAUDE_CODE and self._fallback == "true":
+        self._wallet.entry(account_id)
+        if account_id == CLAUDE_CODE and self._wallet.claude_code_always:
             raise ProxyError(400, "The setting fallback_to_claude_code is true; change it instead.")
-        await self._forget([entry["id"]])
+        await self._wallet.require_writable()
+        await self._wallet.forget([account_id])
+        self._rests.pop(account_id, None)
 
     async def refresh(self, account_id: str) -> Account:
         """Renew a login now, for the owner's button. Raises ProxyError 401 when it has ended, 503 when it must wait."""
-        login = self._login(self._entry(account_id))
-        if login:
-            await login.home.look()
+        await self._wallet.look()
+        if login := self._wallet.login(self._wallet.entry(account_id)):
             tokens = login.home.read()
             try:
                 await login.renewed(tokens.access_token if tokens else "", at_once=True)
@@ -521,136 +455,23 @@ class Accounts:
 
     async def sign_out(self) -> None:
         """Forget every account of ours and every permission. The files of Claude Code and `ant` stay as they are."""
-        await self._forget(entries(self._file.document))
+        await self._wallet.require_writable()
+        await self._wallet.forget_all()
+        self._rests.clear()
 
-    # -- keeping
-
-    async def tend(self) -> None:
-        """One look at everything: save what is unsaved, renew what comes to its end, also of accounts that rest.
-
-        Other programs' logins are renewed only when a request needs them.
-        """
-        if not self._save_pause.left(self._clock()):
-            await self._save()
-        await self._file.look()
-        for account in self.all():
-            if account.source == "own" and account.state in ("ready", "resting"):
-                login = self._login(self._entry(account.id))
-                if login:
-                    await login.keep_ahead()
-
-    async def _keep(self) -> None:
-        while True:
-            self._called.clear()
-            try:
-                await self.tend()
-            except Exception:
-                logger.exception("Looking after the logins failed; it goes on at the next look")
-            pause = self._save_pause.left(self._clock()) or LOOK_EVERY * random.uniform(0.8, 1.2)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._called.wait()
-
-    async def _save(self, wait: float = files.LOCK_WAIT) -> None:
-        """Bring every edit to the disk. What fails stays in memory and is tried again, 1 to 60 s later."""
-        saved = [await file.save(wait) for file in self._all_files() if file.wants_saving]
-        self._save_pause = Pause() if all(saved) else self._save_pause.after_failure(self._clock())
-
-    def _all_files(self) -> list[SharedJson]:
-        return [self._file, *(login.home.file for login in self._logins.values() if login.home.file is not self._file)]
-
-    async def _look(self) -> None:
-        """Take notice of files that changed: one stat each."""
-        await self._file.look()
-        if self._fallback != "false":
-            await self._claude_code.look()
-        for entry in self._entries().values():
-            if entry.get("source") == "ant" and (login := self._login(entry)):
-                await login.home.look()
-
-    async def _may_write(self) -> None:
-        await self._file.look()
-        if self._file.closed:
-            raise ProxyError(409, self._file.closed)
-
-    # -- entries
-
-    def _entries(self) -> dict[str, Entry]:
-        """What may pay, by id: what tokens.json holds, and Claude Code's login where setting or owner allow it."""
-        found = entries(self._file.document)
-        stored = found.pop(CLAUDE_CODE, None)
-        if self._fallback == "true" and (stored or self.claude_code_found()):
-            found[CLAUDE_CODE] = stored or self._claude_code_entry()
-        elif self._fallback == "ask" and stored and stored.get("agreed") is True:
-            found[CLAUDE_CODE] = stored
-        return found
-
-    def _claude_code_entry(self) -> Entry:
-        return {"id": CLAUDE_CODE, "name": "Claude Code", "kind": "subscription", "source": "claude_code"}
-
-    def _entry(self, account_id: str) -> Entry:
-        try:
-            return self._entries()[account_id]
-        except KeyError:
-            raise ProxyError(404, "There is no such account. Reload the page.") from None
-
-    def _edit_entry(self, account_id: str, change: Callable[[Entry], Entry]) -> None:
-        """Change an entry in memory now and on the disk soon."""
-        if account_id == CLAUDE_CODE and account_id not in entries(self._file.document):
-            self._file.edit(put_entry(self._claude_code_entry()))
-        self._file.edit(change_entry(account_id, change))
-        self._called.set()
-
-    async def _keep_entry(self, old: Entry, new: Entry) -> Account:
-        """Store an entry in the place of an old one, whose settings it keeps, or as a new one."""
-        kept = {name: value for name, value in old.items() if name != "refused"}
-        entry = {"id": "acc_" + secrets.token_hex(8), "source": "own", **kept, **new}
-        self._rests.pop(entry["id"], None)
-        self._file.edit(put_entry(entry))
-        await self._save()
-        return self.get(entry["id"])
-
-    async def _forget(self, ids: Iterable[str]) -> None:
-        gone = list(ids)
-        await self._may_write()
-        self._file.edit(drop_entries(gone), forget=True)
-        for account_id in gone:
-            self._rests.pop(account_id, None)
-        await self._save()
-
-    # -- from entries to accounts and credentials
-
-    def _login(self, entry: Entry) -> Login | None:
-        """The login of an entry, made when first needed; None for an API key."""
-        if entry["kind"] == "api_key":
-            return None
-        account_id = entry["id"]
-        login = self._logins.get(account_id)
-        if login is None:
-            home: OwnHome | ClaudeCodeHome | AntHome
-            match entry.get("source"):
-                case "claude_code":
-                    home = self._claude_code
-                case "ant":
-                    home = AntHome(entry["profile"], self._oauth, self._base_url, self._clock, self._environ)
-                case _:
-                    home = OwnHome(self._file, account_id, self._oauth, self._clock)
-            login = Login(home, self._clock, lambda tokens, reason: self._end(account_id, tokens, reason))
-            self._logins[account_id] = login
-        return login
+    # -- from entries to values
 
     def _account(self, entry: Entry, now: float) -> Account:
-        login = self._login(entry)
+        login = self._wallet.login(entry)
         tokens = login.home.read() if login else None
-        stored = entry.get("last_refresh_at")
-        rest = self._rests.get(entry["id"])
+        priority, stored = entry.get("priority"), entry.get("last_refresh_at")
         account = Account(
             id=entry["id"],
             name=str(entry.get("name", "")),
             kind=entry["kind"],
             source=entry.get("source", "own"),
             base_url=base_url_of(entry, login),
-            priority=entry["priority"] if isinstance(entry.get("priority"), int) else 0,
+            priority=priority if isinstance(priority, int) else 0,
             enabled=entry.get("enabled") is not False,
             shared=entry.get("shared") is True and entry["kind"] != "subscription",
             expires_at=tokens.expires_at if tokens else None,
@@ -665,34 +486,28 @@ class Accounts:
             return replace(account, state="sign_in_again", reason=login.home.problem or login.home.remedy)
         if reason := refusal(entry, tokens):
             return replace(account, state="sign_in_again", reason=reason)
+        rest = self._rests.get(account.id)
         if rest and rest.holds(now):
             return replace(account, state="resting", reason=rest.reason, rests_until=rest.until)
         return account
 
     def _credential(self, entry: Entry, secret: str, *, renewed: bool = False) -> Credential:
-        login = self._login(entry)
+        login = self._wallet.login(entry)
         workspace = login.home.workspace_id if login and isinstance(login.home, AntHome) else ""
         base_url = base_url_of(entry, login) or self._base_url
         return Credential(entry["kind"], secret, base_url, entry["id"], workspace, renewed)
 
     def _held(self) -> Iterable[Credential]:
-        for entry in self._entries().values():
-            login = self._login(entry)
+        for entry in self._wallet.entries().values():
+            login = self._wallet.login(entry)
             if login and (tokens := login.home.read()):
                 yield self._credential(entry, tokens.access_token)
 
-    def _end(self, account_id: str, tokens: Tokens, reason: str) -> None:
-        """A login has ended for good: keep it, set aside, until the owner signs in again or its file changes."""
-        entry = self._entries().get(account_id)
-        login = self._login(entry) if entry else None
-        if login:
-            words = f"This sign-in has ended: {reason}. {login.home.remedy}"
-            self._set_aside(account_id, fingerprint(tokens.access_token, tokens.refresh_token), words)
-
-    def _set_aside(self, account_id: str, secret: str, reason: str) -> None:
-        refused = {"fingerprint": secret, "reason": reason, "at": self._clock()}
-        logger.warning("Account %s is set aside: %s", self._entry(account_id).get("name"), reason)
-        self._edit_entry(account_id, lambda e: {**e, "refused": refused})
+    async def _keep(self, old: Entry, new: Entry) -> Account:
+        """Store an entry in the place of an old one, whose settings it keeps, or as a new one."""
+        account_id = await self._wallet.keep(old, new)
+        self._rests.pop(account_id, None)
+        return self.get(account_id)
 
 
 def base_url_of(entry: Entry, login: Login | None) -> str:
@@ -700,15 +515,6 @@ def base_url_of(entry: Entry, login: Login | None) -> str:
     if login and isinstance(login.home, AntHome):
         return login.home.own_base_url
     return str(entry.get("base_url", ""))
-
-
-def refusal(entry: Entry, tokens: Tokens | None) -> str:
-    """Why the credential in an entry is set aside; "" once it is another one than the one refused."""
-    refused = entry.get("refused")
-    if not isinstance(refused, dict):
-        return ""
-    held = fingerprint(tokens.access_token, tokens.refresh_token) if tokens else fingerprint(entry["api_key"])
-    return str(refused.get("reason", "")) if refused.get("fingerprint") == held else ""
 
 
 def renew_later(wait: float) -> ProxyError:
