@@ -1,0 +1,108 @@
+"""The owner's API for accounts, and the link that opens the pages."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from server.config import url_problem
+from server.errors import ProxyError
+from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, answer, read_object
+
+MAX_NAME = 80
+
+
+async def listing(request: web.Request) -> web.Response:
+    """GET /api/accounts"""
+    now = time.time()
+    return answer({"accounts": [account.public(now) for account in request.app[ACCOUNTS].all()]})
+
+
+async def add(request: web.Request) -> web.Response:
+    """POST /api/accounts"""
+    body = await read_object(request, "kind", "name", "api_key", "base_url")
+    if body.get("kind", "api_key") != "api_key":
+        raise ProxyError(400, "kind: only api_key accounts are added here; the sign-in page adds the others.")
+    account, _ = await add_api_key(request.app, body)
+    return answer(account, status=201)
+
+
+async def change(request: web.Request) -> web.Response:
+    """PATCH /api/accounts/{id}"""
+    changes = account_changes(await read_object(request, "name", "enabled", "priority", "shared"))
+    account = await request.app[ACCOUNTS].update(request.match_info["id"], **changes)
+    return answer(account.public(time.time()))
+
+
+async def remove(request: web.Request) -> web.Response:
+    """DELETE /api/accounts/{id}"""
+    await request.app[ACCOUNTS].remove(request.match_info["id"])
+    return web.Response(status=204)
+
+
+async def wake(request: web.Request) -> web.Response:
+    """POST /api/accounts/{id}/wake"""
+    account = request.app[ACCOUNTS].wake(request.match_info["id"])
+    return answer(account.public(time.time()))
+
+
+async def login_link(request: web.Request) -> web.Response:
+    """POST /api/login-link"""
+    return answer({"path": f"/auth/login?token={request.app[OWNER].new_link_token()}"})
+
+
+def account_changes(body: dict[str, Any]) -> dict[str, Any]:
+    """The changes of a PATCH, each of its type. Raises ProxyError 400."""
+    if not body:
+        raise ProxyError(400, "Nothing to change: send name, enabled, priority or shared.")
+    if "name" in body:
+        body = {**body, "name": account_name(body["name"], "name")}
+        if not body["name"]:
+            raise ProxyError(400, "name: must not be empty.")
+    for key in ("enabled", "shared"):
+        if not isinstance(body.get(key, False), bool):
+            raise ProxyError(400, f"{key}: must be true or false.")
+    priority = body.get("priority", 0)
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1000:
+        raise ProxyError(400, "priority: must be a whole number between -1000 and 1000; the lowest goes first.")
+    return body
+
+
+def account_name(given: object, field: str) -> str:
+    if not isinstance(given, str) or len(given) > MAX_NAME or not given.isprintable():
+        raise ProxyError(400, f"{field}: must be text of at most {MAX_NAME} characters, on one line.")
+    return given.strip()
+
+
+def clean_api_key(given: object) -> str:
+    """An API key as pasted, without the blanks around it. Raises ProxyError 400 for what cannot be one."""
+    key = given.strip() if isinstance(given, str) else ""
+    if not key:
+        raise ProxyError(400, "The API key is missing. Paste it into the field.")
+    if key.startswith(("sk-ant-oat", "sk-ant-ort", "sk-ant-sid")):
+        raise ProxyError(
+            400, "This is a sign-in token, not an API key. Make an API key in the Claude Console, or sign in below."
+        )
+    if len(key) > 1000 or not key.isascii() or not key.isprintable() or " " in key:
+        raise ProxyError(400, "This is not an API key: it has blanks or odd characters in it. Copy it once more.")
+    return key
+
+
+async def add_api_key(app: web.Application, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The account of a pasted API key, and why it could not be tried out ("" if it could, and works).
+
+    Raises ProxyError 400 in the upstream's words when it refuses the key: then nothing is saved.
+    """
+    key, name = clean_api_key(body.get("api_key")), account_name(body.get("name", ""), "name")
+    base_url = body.get("base_url") or ""
+    if base_url:
+        problem = url_problem(base_url) if isinstance(base_url, str) else "must be text"
+        if problem:
+            raise ProxyError(400, f"base_url: {problem}.")
+    outcome, _, why = (await app[CHECK_KEY](base_url or app[CONFIG].api_base_url, key)).partition(": ")
+    if outcome == "refused":
+        raise ProxyError(400, f"The key was refused: {why.rstrip('.')}. Copy it once more, or make a new one.")
+    account = await app[ACCOUNTS].add_api_key(key, name, base_url.rstrip("/"))
+    return account.public(time.time()), why if outcome == "unknown" else ""

@@ -1,0 +1,197 @@
+"""The pages before real accounts, sign-ins and owner; and a stand-in for Claude's sign-in pages. All on loopback."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from aiohttp import web
+
+from server import guard, pages
+from server.accounts import Accounts, ClaudeCodeSettings
+from server.config import Config
+from server.oauth import OAuthSettings
+from server.owner import Owner
+from server.pages import page
+from server.presets import Persona
+from server.signin import SignIn
+
+KEY = "sk-ant-api03-a-key-of-the-tests-0001"
+PERSONAS = [
+    Persona("lampwright", "Keeps the lighthouse, and every story a sailor left behind."),
+    Persona("brindle", "A badger who runs the bakery under the hill."),
+]
+
+
+class Claude:
+    """The page that asks, and the endpoint that turns codes into tokens: each code once, with its verifier."""
+
+    def __init__(self):
+        self.url = ""
+        self.who = "rowan@example.org"  # who signs in next; "" = the answer does not say
+        self.answer = None  # (status, body) instead of tokens
+        self.hold = None  # (reached, go_on): events around an exchange
+        self.exchanges = 0
+        self.codes = {}  # code → its challenge
+
+    def code(self, challenge):
+        code = secrets.token_urlsafe(16)
+        self.codes[code] = challenge
+        return code
+
+    async def authorize(self, request):
+        query = request.query
+        code, state = self.code(query["code_challenge"]), query["state"]
+        back = query["redirect_uri"]
+        if "code" in query:
+            text = f"<h1>Claude</h1><p>Your code:</p><code id=code>{code}#{state}</code>"
+        else:
+            text = (
+                f"<h1>Claude</h1><a id=allow href='{back}?code={code}&state={state}'>Allow</a> "
+                f"<a id=deny href='{back}?error=access_denied&state={state}'>Deny</a>"
+            )
+        return web.Response(text=text, content_type="text/html")
+
+    async def token(self, request):
+        self.exchanges += 1
+        body = await request.json()
+        if self.hold:
+            self.hold[0].set()
+            await self.hold[1].wait()
+        if self.answer:
+            return web.Response(status=self.answer[0], text=self.answer[1], content_type="application/json")
+        made = hashlib.sha256(body["code_verifier"].encode()).digest()
+        challenge = self.codes.pop(body["code"], None)
+        if challenge != base64.urlsafe_b64encode(made).rstrip(b"=").decode():
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        who = {"account": {"uuid": self.who, "email_address": self.who}, "organization": {"uuid": "o"}}
+        tokens = {
+            "access_token": f"sk-ant-oat01-{secrets.token_hex(8)}",
+            "refresh_token": f"sk-ant-ort01-{secrets.token_hex(8)}",
+            "expires_in": 28800,
+            "scope": "user:profile user:inference",
+        }
+        return web.json_response({**tokens, **(who if self.who else {})})
+
+
+class Tavern:
+    """A running app of the pages alone, and what a test may look at or change while it runs."""
+
+    def __init__(self, port, claude):
+        self.port = port
+        self.claude = claude
+        self.url = f"http://localhost:{port}"
+        self.chats = []  # bodies that reached /v1/messages
+        self.receipts = []
+        self.warnings = []
+        self.personas = list(PERSONAS)
+        self.password = page.Password()
+        self.key_check = "ok"
+        self.checked = []
+
+    @property
+    def cookie(self):
+        return {self.owner.cookie_name: self.owner.new_session()}
+
+    @property
+    def bearer(self):
+        return {"Authorization": f"Bearer {self.owner.admin_token}"}
+
+    def link(self):
+        return f"{self.url}/auth/login?token={self.owner.new_link_token()}"
+
+    async def check_key(self, base_url, key):
+        self.checked.append((base_url, key))
+        return self.key_check
+
+    async def chat(self, request):
+        self.chats.append(await request.text())
+        return web.json_response({"type": "message"})
+
+    async def requests(self, request):
+        return web.json_response({"requests": self.receipts})
+
+
+async def serve(app, bound):
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+    await runner.setup()
+    await web.SockSite(runner, bound).start()
+    return runner
+
+
+@asynccontextmanager
+async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=None, **config):
+    """The pages on a port of their own; `lands_here`: Claude's page sends the browser back, and shows no code."""
+    claude = claude or Claude()
+    other = socket.create_server(("127.0.0.1", 0))
+    claude.url = f"http://127.0.0.1:{other.getsockname()[1]}"
+    theirs = web.Application()
+    theirs.add_routes([web.get("/authorize", claude.authorize), web.post("/token", claude.token)])
+
+    bound = socket.create_server(("127.0.0.1", port))
+    port = bound.getsockname()[1]
+    tavern = Tavern(port, claude)
+    redirect = f"{tavern.url}/auth/callback" if lands_here else f"{claude.url}/shows-the-code"
+    settings = OAuthSettings(
+        f"{claude.url}/authorize", f"{claude.url}/token", redirect, "test-client", "user:inference"
+    )
+    config = replace(Config(data_dir=data_dir, oauth_redirect_uri=redirect), **config)
+    environ = {"HOME": str(data_dir), "CLAUDE_CONFIG_DIR": str(data_dir / "no-claude-code"), **(environ or {})}
+    environ.setdefault("ANTHROPIC_CONFIG_DIR", str(data_dir / "no-ant"))
+    tavern.accounts = Accounts(
+        data_dir,
+        base_url="http://127.0.0.1:9",
+        oauth=settings,
+        claude_code=ClaudeCodeSettings(config.fallback_to_claude_code),
+        environ=environ,
+    )
+    tavern.owner = Owner.at(data_dir, port)
+    app = web.Application()
+    guard.attach(app, guard.Rules.of(port), tavern.owner, page.refusal_page)
+    app[page.CONFIG] = config
+    app[page.PORT] = port
+    app[page.OWNER] = tavern.owner
+    app[page.ACCOUNTS] = tavern.accounts
+    app[page.SIGNIN] = SignIn(data_dir, settings)
+    app[page.CHECK_KEY] = tavern.check_key
+    app[page.PASSWORD] = lambda: tavern.password
+    app[page.PERSONAS] = lambda: tavern.personas
+    app[page.WARNINGS] = lambda: tavern.warnings
+    pages.attach(app)
+    app.add_routes([web.get("/api/requests", tavern.requests), web.post("/v1/messages", tavern.chat)])
+
+    tavern.finishing = app[page.FINISHING]
+    await tavern.accounts.start()
+    runners = [await serve(theirs, other), await serve(app, bound)]
+    try:
+        yield tavern
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+        await tavern.accounts.close()
+
+
+def claude_code_login(folder):
+    """Claude Code's stored login, as it lies on a machine."""
+    folder.mkdir()
+    login = {"accessToken": "sk-ant-oat01-theirs", "refreshToken": "sk-ant-ort01-theirs", "expiresAt": 4102444800000}
+    scopes = {"scopes": ["user:inference"], "subscriptionType": "pro"}
+    (folder / ".credentials.json").write_text(json.dumps({"claudeAiOauth": {**login, **scopes}}))
+    return {"CLAUDE_CONFIG_DIR": str(folder)}
+
+
+def ant_profile(folder, name="default"):
+    """A profile of the `ant` command, signed in."""
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
+    (folder / "credentials").mkdir(exist_ok=True)
+    config = {"authentication": {"type": "user_oauth", "client_id": "c"}, "organization_id": "o", "workspace_id": "w"}
+    (folder / "configs" / f"{name}.json").write_text(json.dumps(config))
+    token = {"version": "1.0", "type": "oauth_token", "access_token": "sk-ant-oat01-ant", "refresh_token": "r"}
+    (folder / "credentials" / f"{name}.json").write_text(json.dumps({**token, "expires_at": 4102444800}))
+    (folder / "active_config").write_text(name)
+    return {"ANTHROPIC_CONFIG_DIR": str(folder)}

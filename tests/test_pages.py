@@ -1,0 +1,864 @@
+"""Sign-in, the start page and the owner's API for accounts, over real connections."""
+
+import asyncio
+import json
+import re
+from html import unescape
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import pytest
+
+from server.guard import Door, door_of
+from server.owner import Owner
+from server.pages import page, routes
+from server.pages.words import WORDS
+from tests.pages_app import KEY, ant_profile, claude_code_login, running
+
+pytestmark = pytest.mark.anyio
+
+HTML = {"Accept": "text/html"}
+HOSTILE = "<img src=x onerror=alert(1)>'\"&{{ 7*7 }}"
+
+
+@pytest.fixture
+async def tavern(tmp_path):
+    async with running(tmp_path) as tavern:
+        yield tavern
+
+
+class Browser:
+    """A client with the owner's cookie, and what the tests ask of it."""
+
+    def __init__(self, tavern, *, owner=True):
+        self.tavern = tavern
+        self.http = aiohttp.ClientSession(tavern.url, cookies=tavern.cookie if owner else None)
+        self.cookies = self.http.cookie_jar
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *failed):
+        await self.http.close()
+
+    async def say(self, method, path, body=None, **options):
+        """(status, JSON) of an answer."""
+        async with self.http.request(method, path, json=body, allow_redirects=False, **options) as answer:
+            return answer.status, await answer.json() if answer.status != 204 else None
+
+    async def see(self, path, **options):
+        """(status, text, headers) of a page."""
+        async with self.http.get(path, headers=HTML, allow_redirects=False, **options) as answer:
+            assert answer.content_type == "text/html"
+            # the renderer writes even the harmless slash as an entity
+            return answer.status, (await answer.text()).replace("&#x2f;", "/"), answer.headers
+
+    async def start(self):
+        """A new attempt: its state and its challenge, as Claude's page learns them."""
+        status, attempt = await self.say("POST", "/auth/start", {"understood": True})
+        assert status == 200
+        query = parse_qs(urlsplit(attempt["authorize_url"]).query)
+        assert query["state"] == [attempt["state"]]
+        return attempt["state"], query["code_challenge"][0]
+
+    async def sign_in(self):
+        state, challenge = await self.start()
+        return await self.say("POST", "/auth/submit", {"code": f"{self.tavern.claude.code(challenge)}#{state}"})
+
+
+@pytest.fixture
+async def browser(tavern):
+    async with Browser(tavern) as browser:
+        yield browser
+
+
+@pytest.fixture
+async def stranger(tavern):
+    async with Browser(tavern, owner=False) as browser:
+        yield browser
+
+
+def message(answer):
+    return answer[1]["error"]["message"]
+
+
+# The link, the session
+
+
+async def test_the_link_lets_the_owner_in_and_moves_on_by_itself(tavern, stranger):
+    status, text, headers = await stranger.see(tavern.link().removeprefix(tavern.url))
+    assert status == 200
+    assert '<meta http-equiv="refresh" content="1; url=/auth/login">' in text
+    cookie = headers["Set-Cookie"]
+    assert cookie.startswith(f"tavern_{tavern.port}=")
+    assert {part.strip() for part in cookie.split(";")[1:]} == {
+        "HttpOnly",
+        "SameSite=Strict",
+        "Path=/",
+        "Max-Age=2592000",
+    } | {part.strip() for part in cookie.split(";") if "expires" in part.lower()}
+    assert (await stranger.see("/auth/login"))[0] == 200
+
+
+async def test_somebody_who_is_signed_in_is_led_to_the_start_page(tavern, stranger):
+    await tavern.accounts.add_api_key(KEY)
+    _, text, _ = await stranger.see(tavern.link().removeprefix(tavern.url))
+    assert 'content="1; url=/"' in text
+
+
+async def test_a_used_link_says_so_and_how_to_get_in(tavern, stranger):
+    link = tavern.link().removeprefix(tavern.url)
+    await stranger.see(link)
+    stranger.cookies.clear()
+    status, text, headers = await stranger.see(link)
+    assert status == 401
+    assert "used already" in text
+    assert "run.bat open" in text
+    assert "Set-Cookie" not in headers
+
+
+async def test_an_unknown_link_is_refused_with_the_remedy(stranger):
+    status, text, headers = await stranger.see("/auth/login?token=from-yesterday")
+    assert status == 401
+    assert "./run.sh open" in text
+    assert "Set-Cookie" not in headers
+
+
+async def test_a_used_link_lets_its_own_browser_pass(tavern, browser):
+    link = tavern.link().removeprefix(tavern.url)
+    await browser.see(link)
+    for old in (link, "/auth/login?token=from-yesterday"):
+        status, text, headers = await browser.see(old)
+        assert status == 200
+        assert "http-equiv" in text
+        assert "Set-Cookie" not in headers
+
+
+async def test_each_sign_in_gets_a_new_session_and_a_planted_one_is_worth_nothing(tavern, stranger):
+    stranger.cookies.update_cookies({tavern.owner.cookie_name: "planted"})
+    seen = set()
+    for _ in range(3):
+        _, _, headers = await stranger.see(tavern.link().removeprefix(tavern.url))
+        seen.add(headers["Set-Cookie"].split(";")[0])
+    assert len(seen) == 3
+    assert "planted" not in str(seen)
+
+
+async def test_looking_at_a_link_with_head_does_not_use_it_up(tavern, stranger):
+    link = tavern.link().removeprefix(tavern.url)
+    async with stranger.http.head(link) as answer:
+        assert answer.status == 405
+    assert (await stranger.see(link))[0] == 200
+
+
+async def test_a_program_makes_a_link_with_the_admin_token(tavern, stranger):
+    status, made = await stranger.say("POST", "/api/login-link", headers=tavern.bearer)
+    assert status == 200
+    assert (await stranger.see(made["path"]))[0] == 200
+    assert (await stranger.see("/auth/login"))[0] == 200
+
+
+async def test_after_many_guesses_a_person_is_told_to_wait_and_the_right_link_still_works(tavern, stranger):
+    for i in range(6):
+        status, text, headers = await stranger.see(f"/auth/login?token=guess{i}")
+    assert status == 429
+    assert int(headers["retry-after"]) > 0
+    assert "Too many" in text
+    assert (await stranger.see(tavern.link().removeprefix(tavern.url)))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/auth/login"])
+async def test_a_stranger_gets_a_friendly_page_that_gives_nothing_away(tavern, stranger, path):
+    await tavern.accounts.add_api_key(KEY, "My secret name")
+    status, text, _ = await stranger.see(path)
+    assert status == 401
+    assert "run.bat open" in text
+    assert "My secret name" not in text
+
+
+# What every page has
+
+
+@pytest.mark.parametrize("path", ["/", "/auth/login", "/auth/callback?state=x", "/auth/login?token=x"])
+async def test_every_page_carries_its_safety_headers(browser, path):
+    _, text, headers = await browser.see(path)
+    assert headers["Content-Security-Policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    )
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\bstyle=|\bon\w+=", text)
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//(?!platform\.claude\.com/settings/keys)""", text)
+
+
+async def test_static_files_are_the_ones_there_are_and_nothing_else(stranger):
+    _, text, _ = await stranger.see("/")
+    addresses = re.findall(r'(?:src|href)="(/static/[^"]+)"', text)
+    assert len(addresses) >= 2
+    for address in addresses:
+        async with stranger.http.get(unescape(address)) as answer:
+            assert answer.status == 200
+            assert "immutable" in answer.headers["Cache-Control"]
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    for name in ("page.py", "..%2Fwords.py", "%2e%2e%2fwords.py", "..%5Cwords.py", "tavern.css%00", "nothing.css"):
+        async with stranger.http.get(f"/static/{name}") as answer:
+            assert answer.status == 404
+    async with stranger.http.get("/favicon.ico") as answer:
+        assert answer.content_type == "image/svg+xml"
+
+
+def test_every_route_of_the_pages_is_the_owners_but_for_the_open_ones():
+    doors = {route.path: door_of(route.path) for route in routes()}
+    opened = {path for path, door in doors.items() if door is Door.OPEN}
+    assert opened == {"/auth/login", "/auth/callback", "/auth/status", "/static/{name}", "/favicon.ico"}
+    assert Door.FRONT not in doors.values()
+
+
+PAGES = Path(page.__file__).parent
+SOURCES = {
+    path: path.read_text(encoding="utf-8") for path in PAGES.rglob("*") if path.suffix in (".html", ".js", ".py")
+}
+
+
+def words_used(path, text):
+    """The words a file names, as "page.word"; what it puts together from parts ends in *."""
+    if path.suffix == ".html":
+        yield from (f"{a}.{b}" for a, b in re.findall(r"\bw\.(\w+)\.(\w+)", text))
+        yield from (f"{a}.{b}" for a, b in re.findall(r'\bw\.(\w+)\["(\w+)"\]', text))
+        yield from (f"{a}.{b}*" for a, b in re.findall(r'\bw\.(\w+)\["(\w+_)" ~', text))
+        yield from (f"now.{b}" for b in re.findall(r'"(\w+)"', "".join(re.findall(r"for column in (.*?) %", text))))
+    if path.suffix == ".py":
+        yield from (f"{a}.{b}" for a, b in re.findall(r"""WORDS\[["'](\w+)["']\]\[["'](\w+)["']\]""", text))
+        for part in re.split(r"\n(?=(?:async )?def )", text):  # a function calls one page's words just `words`
+            for page_name in re.findall(r'\bwords = .*?WORDS\["(\w+)"\]', part):
+                yield from (f"{page_name}.{word}" for word in re.findall(r"""\bwords\[["'](\w+)["']\]""", part))
+                yield from ("moving.added", "moving.renewed") if "words[outcome]" in part else ()
+    if path.suffix == ".js":
+        own = f"{path.stem}_script"
+        yield from (f"{own}.{word}" for word in re.findall(r"\bwords\.(\w+)", text))
+        yield from (f"{own}.{word}*" for word in re.findall(r"\bwords\[`(\w+_)\$", text))
+
+
+def test_every_word_is_used_and_every_used_word_is_there():
+    known = {f"{name}.{word}" for name, words in WORDS.items() for word in words}
+    used = {word for path, text in SOURCES.items() for word in words_used(path, text)}
+    exact = {word for word in used if not word.endswith("*")}
+    starts = tuple(word[:-1] for word in used if word.endswith("*"))
+    assert exact <= known
+    assert {word for word in known - exact if not word.startswith(starts)} == set()
+
+
+# The sign-in page
+
+
+async def test_the_ways_to_sign_in_stand_in_their_order(tmp_path):
+    environ = claude_code_login(tmp_path / "claude") | ant_profile(tmp_path / "ant", "work")
+    async with running(tmp_path, environ=environ) as tavern, Browser(tavern) as browser:
+        _, text, _ = await browser.see("/auth/login")
+        text = unescape(text)
+        signs = ["Use this key", "Use profile “work”", "reserves subscription", "I understand", "Sign in with Claude"]
+        places = [text.index(sign) for sign in [*signs, "Use Claude Code's login"]]
+        assert places == sorted(places)
+        assert "none is offered to other tools" in text
+        assert 'href="https://platform.claude.com/settings/keys"' in text
+
+
+async def test_what_is_not_on_this_machine_is_not_offered(browser):
+    _, text, _ = await browser.see("/auth/login")
+    assert "ant login" not in text
+    assert 'id="claude-code"' not in text
+
+
+async def test_claude_codes_login_is_not_offered_when_the_setting_forbids_it(tmp_path):
+    environ = claude_code_login(tmp_path / "claude")
+    async with (
+        running(tmp_path, environ=environ, fallback_to_claude_code="false") as tavern,
+        Browser(tavern) as browser,
+    ):
+        _, text, _ = await browser.see("/auth/login")
+        assert 'id="claude-code"' not in text
+        assert (await browser.say("POST", "/auth/claude-code", {"understood": True}))[0] == 400
+
+
+async def test_a_page_without_javascript_says_so(browser):
+    for path in ("/", "/auth/login"):
+        _, text, _ = await browser.see(path)
+        assert f'<noscript><p class="note">{WORDS["page"]["no_script"]}' in text
+
+
+async def test_each_account_is_shown_with_its_state_and_what_went_wrong(tavern, browser):
+    first = await tavern.accounts.add_api_key(KEY, "My key")
+    tavern.accounts.rest(first.id, 4102444800, "The spend limit is reached.")
+    _, text, _ = await browser.see("/auth/login")
+    for sign in ("My key", "resting", "The spend limit is reached.", "0001", "2100-01-01", "Try again now"):
+        assert sign in text
+    assert KEY not in text
+
+
+async def test_the_warnings_stand_on_top_of_the_pages(tavern, browser):
+    tavern.warnings = [f"The disk is full {HOSTILE}"]
+    tavern.owner.warnings.append("The folder is open to others.")
+    for path in ("/", "/auth/login"):
+        _, text, _ = await browser.see(path)
+        assert "The disk is full" in text
+        assert "The folder is open to others." in text
+        assert "<img src=x" not in text
+
+
+async def test_a_hostile_name_is_text_everywhere(tavern, browser):
+    account = await tavern.accounts.add_api_key(KEY, HOSTILE)
+    tavern.accounts.rest(account.id, 4102444800, HOSTILE)
+    tavern.claude.who = HOSTILE
+    assert (await browser.sign_in())[0] == 200
+    for path in (
+        "/",
+        "/auth/login",
+        f"/auth/login?joined={account.id}&outcome={HOSTILE}",
+        f"/auth/login?joined={HOSTILE}",
+    ):
+        _, text, _ = await browser.see(path)
+        assert "<img src=x" not in text
+        assert "alert(1)&gt;" in text
+        assert "49" not in re.sub(r'v=\w+|data-id="\w+"|:\d+|joined=\w+', "", text)
+
+
+# API keys
+
+
+async def test_a_good_key_is_tried_and_saved(tavern, browser):
+    status, made = await browser.say("POST", "/auth/api-key", {"api_key": f"  {KEY}\n", "name": "Mine"})
+    assert status == 200
+    assert tavern.checked == [("https://api.anthropic.com", KEY)]
+    assert (made["account"]["name"], made["account"]["kind"], made["account"]["state"]) == ("Mine", "api_key", "ready")
+    assert made["outcome"] == "added"
+    assert KEY not in json.dumps(made)
+    assert [a.ends_with for a in tavern.accounts.all()] == [KEY[-4:]]
+
+
+async def test_a_refused_key_is_not_saved_and_the_words_are_shown(tavern, browser):
+    tavern.key_check = "refused: invalid x-api-key"
+    got = await browser.say("POST", "/auth/api-key", {"api_key": KEY})
+    assert got[0] == 400
+    assert "invalid x-api-key" in message(got)
+    assert KEY not in message(got)
+    assert tavern.accounts.all() == ()
+
+
+async def test_a_key_that_cannot_be_tried_is_saved_with_a_note(tavern, browser):
+    tavern.key_check = "unknown: no answer within 8 s"
+    status, made = await browser.say("POST", "/auth/api-key", {"api_key": KEY})
+    assert (status, made["outcome"]) == (200, "untried")
+    assert "no answer within 8 s" in made["note"]
+    assert len(tavern.accounts.all()) == 1
+    _, text, _ = await browser.see(f"/auth/login?joined={made['account']['id']}&outcome=untried")
+    assert "could not be tried out" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (None, "missing"),
+        ("", "missing"),
+        ("   ", "missing"),
+        (7, "missing"),
+        ("sk-ant-oat01-abc", "sign-in token"),
+        ("sk-ant-ort01-abc", "sign-in token"),
+        ("sk-ant-api03 abc", "blanks"),
+        ("sk-ant-\x00api", "odd"),
+        ("sk-ant-\r\nx: y", "odd"),
+        ("sk-ant-äöü", "odd"),
+        ("s" * 2000, "odd"),
+    ],
+)
+async def test_what_cannot_be_an_api_key_is_refused_in_the_right_words(tavern, browser, key, words):
+    got = await browser.say("POST", "/auth/api-key", {"api_key": key})
+    assert got[0] == 400
+    assert words in message(got)
+    assert tavern.checked == []
+    assert tavern.accounts.all() == ()
+
+
+# The ant tool, Claude Code
+
+
+async def test_an_ant_profile_is_used_by_its_name(tmp_path):
+    environ = ant_profile(tmp_path / "ant", "work")
+    async with running(tmp_path, environ=environ) as tavern, Browser(tavern) as browser:
+        assert (await browser.say("POST", "/auth/ant", {"profile": "other"}))[0] == 404
+        assert (await browser.say("POST", "/auth/ant", {"profile": "../work"}))[0] == 404
+        assert (await browser.say("POST", "/auth/ant", {}))[0] == 400
+        status, made = await browser.say("POST", "/auth/ant", {"profile": "work"})
+        assert status == 200
+        assert (made["account"]["kind"], made["account"]["state"]) == ("platform", "ready")
+        _, text, _ = await browser.see("/auth/login")
+        assert "Use profile" not in text
+
+
+async def test_claude_codes_login_is_used_only_after_the_owner_understood(tmp_path):
+    environ = claude_code_login(tmp_path / "claude")
+    async with running(tmp_path, environ=environ) as tavern, Browser(tavern) as browser:
+        for body in ({}, {"understood": False}, {"understood": "yes"}, {"understood": 1}):
+            got = await browser.say("POST", "/auth/claude-code", body)
+            assert got[0] == 400
+            assert "reserves subscription sign-in" in message(got)
+        assert tavern.accounts.all() == ()
+        status, made = await browser.say("POST", "/auth/claude-code", {"understood": True})
+        assert (status, made["account"]["source"]) == (200, "claude_code")
+        _, text, _ = await browser.see("/auth/login")
+        assert 'id="claude-code"' not in text
+
+
+async def test_claude_codes_login_that_is_gone_is_said(browser):
+    got = await browser.say("POST", "/auth/claude-code", {"understood": True})
+    assert got[0] == 404
+
+
+# The subscription
+
+
+@pytest.mark.parametrize("body", [None, {}, {"understood": False}, {"understood": "true"}, {"understood": None}])
+async def test_without_understanding_the_answer_is_the_terms(tavern, browser, body):
+    got = await browser.say("POST", "/auth/start", body)
+    assert got[0] == 400
+    assert WORDS["signin"]["terms_1"] in message(got)
+    assert WORDS["signin"]["terms_2"] in message(got)
+
+
+async def test_a_pasted_code_signs_in(tavern, browser):
+    status, made = await browser.sign_in()
+    assert status == 200
+    assert made["outcome"] == "added"
+    assert (made["account"]["kind"], made["account"]["shared"]) == ("subscription", False)
+    assert "rowan@example.org" in made["account"]["name"]
+    assert "sk-ant-o" not in json.dumps(made)
+    _, text, _ = await browser.see(f"/auth/login?joined={made['account']['id']}&outcome=added")
+    assert "Signed in: Claude subscription (rowan@example.org)." in unescape(text)
+
+
+async def test_the_same_account_is_renewed_and_another_one_added(tavern, browser):
+    await browser.sign_in()
+    _, again = await browser.sign_in()
+    assert again["outcome"] == "renewed"
+    assert len(tavern.accounts.all()) == 1
+    tavern.claude.who = "wren@example.org"
+    _, other = await browser.sign_in()
+    assert other["outcome"] == "added"
+    assert len(tavern.accounts.all()) == 2
+
+
+async def test_the_whole_address_may_be_pasted_too(tavern, browser):
+    state, challenge = await browser.start()
+    pasted = f"http://localhost:1/auth/callback?code={tavern.claude.code(challenge)}&state={state}"
+    assert (await browser.say("POST", "/auth/submit", {"code": pasted}))[0] == 200
+
+
+@pytest.mark.parametrize("code", [None, "", "  ", 7, {}])
+async def test_an_empty_field_is_no_code(tavern, browser, code):
+    assert (await browser.say("POST", "/auth/submit", {"code": code}))[0] == 400
+    assert tavern.claude.exchanges == 0
+
+
+async def test_a_wrong_code_changes_nothing_and_says_what_to_do(tavern, browser):
+    await browser.sign_in()
+    before = tavern.accounts.all()
+    state, _ = await browser.start()
+    got = await browser.say("POST", "/auth/submit", {"code": f"wrong#{state}"})
+    assert got[0] == 400
+    assert "again" in message(got)
+    assert tavern.accounts.all() == before
+
+
+async def test_a_code_used_twice_a_foreign_state_and_none_reach_nobody(tavern, browser):
+    state, challenge = await browser.start()
+    code = tavern.claude.code(challenge)
+    assert (await browser.say("POST", "/auth/submit", {"code": f"{code}#{state}"}))[0] == 200
+    for pasted in (f"{code}#{state}", f"{code}#{'x' * 43}", code, f"#{state}", f"{code}#", "#"):
+        assert (await browser.say("POST", "/auth/submit", {"code": pasted}))[0] == 400
+    assert tavern.claude.exchanges == 1
+    assert len(tavern.accounts.all()) == 1
+
+
+async def test_a_refusal_of_the_token_endpoint_is_told_and_keeps_what_there_was(tavern, browser):
+    await browser.sign_in()
+    for answer in ((500, "<html>"), (429, "{}"), (400, '{"error": "invalid_request"}'), (200, "{}")):
+        tavern.claude.answer = answer
+        status, got = await browser.sign_in()
+        assert 400 <= status < 600
+        assert got["error"]["message"]
+    assert len(tavern.accounts.all()) == 1
+    assert tavern.accounts.all()[0].state == "ready"
+
+
+async def test_a_restart_in_the_middle_loses_nothing(tmp_path):
+    async with running(tmp_path) as tavern, Browser(tavern) as browser:
+        claude = tavern.claude
+        state, challenge = await browser.start()
+    async with running(tmp_path, port=tavern.port, claude=claude) as tavern, Browser(tavern) as browser:
+        code = claude.code(challenge)
+        assert (await browser.say("POST", "/auth/submit", {"code": f"{code}#{state}"}))[0] == 200
+
+
+async def test_a_browser_that_leaves_does_not_lose_the_account(tavern, browser):
+    """The exchange has spent the code: it must end in an account, whoever still listens."""
+    state, challenge = await browser.start()
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    tavern.claude.hold = (reached, go_on)
+    code = tavern.claude.code(challenge)
+    asked = asyncio.ensure_future(browser.say("POST", "/auth/submit", {"code": f"{code}#{state}"}))
+    await reached.wait()
+    asked.cancel()
+    await asyncio.wait([asked])
+    await browser.say("GET", "/auth/status")  # by now the server has seen it leave
+    go_on.set()
+    await asyncio.wait(tavern.finishing)
+    assert [account.state for account in tavern.accounts.all()] == ["ready"]
+
+
+# The callback
+
+
+@pytest.fixture
+async def landing(tmp_path):
+    async with running(tmp_path, lands_here=True) as tavern:
+        yield tavern
+
+
+def callback(query):
+    return "/auth/callback?" + "&".join(f"{key}={value}" for key, value in query.items())
+
+
+async def test_the_callback_signs_in_without_the_session_and_moves_on(landing):
+    async with Browser(landing) as browser:
+        state, challenge = await browser.start()
+        browser.cookies.clear(lambda cookie: cookie.key == landing.owner.cookie_name)
+        code = landing.claude.code(challenge)
+        status, text, headers = await browser.see(callback({"code": code, "state": state}))
+        assert status == 200
+        account = landing.accounts.all()[0]
+        assert f'content="1; url=/auth/login?joined={account.id}&amp;outcome=added"' in text
+        assert "rowan@example.org" in text
+        assert landing.owner.cookie_name + "=" not in headers["Set-Cookie"]
+
+
+async def test_the_attempts_cookie_is_short_and_for_the_callback_alone(landing):
+    async with Browser(landing) as browser, browser.http.post("/auth/start", json={"understood": True}) as answer:
+        cookie = answer.headers["Set-Cookie"]
+        assert cookie.startswith(f"tavern_signin_{landing.port}=")
+        for part in ("HttpOnly", "SameSite=Lax", "Path=/auth/callback", "Max-Age=600"):
+            assert part in cookie
+
+
+async def test_two_tabs_of_one_browser_do_not_spoil_each_other(landing):
+    async with Browser(landing) as browser:
+        first, challenge = await browser.start()
+        await browser.start()
+        status, _, _ = await browser.see(callback({"code": landing.claude.code(challenge), "state": first}))
+        assert status == 200
+
+
+async def test_another_browser_cannot_redeem_the_attempt(landing):
+    async with Browser(landing) as browser, Browser(landing) as other:
+        state, challenge = await browser.start()
+        code = landing.claude.code(challenge)
+        await other.start()
+        other.cookies.update_cookies({f"tavern_signin_{landing.port}": "guess"})
+        assert (await other.see(callback({"code": code, "state": state})))[0] == 403
+        async with Browser(landing, owner=False) as stranger:
+            assert (await stranger.see(callback({"code": code, "state": state})))[0] == 403
+        assert landing.claude.exchanges == 0
+        assert (await browser.see(callback({"code": code, "state": state})))[0] == 200
+
+
+async def test_saying_no_shows_a_plain_page_and_ends_the_attempt(landing):
+    async with Browser(landing) as browser:
+        state, challenge = await browser.start()
+        status, text, _ = await browser.see(callback({"error": "access_denied", "state": state}))
+        assert status == 400
+        assert "You did not allow the sign-in" in text
+        assert 'href="/auth/login"' in text
+        again = callback({"code": landing.claude.code(challenge), "state": state})
+        assert (await browser.see(again))[0] == 400
+        assert landing.claude.exchanges == 0
+
+
+async def test_odd_callbacks_show_a_plain_page_and_exchange_nothing(landing):
+    async with Browser(landing) as browser:
+        state, _ = await browser.start()
+        odd = [{}, {"code": "x"}, {"state": state}, {"code": "x", "state": "y"}, {"code": "", "state": state}]
+        odd += [{"error": HOSTILE.replace("&", ""), "state": "%0d%0aSet-Cookie:%20a=b"}, {"error": "server_error"}]
+        for query in odd:
+            status, text, headers = await browser.see(callback(query))
+            assert 400 <= status < 500
+            assert "did not work out" in text
+            assert "<img src=x" not in text
+            assert "a=b" not in headers.get("Set-Cookie", "")
+        assert landing.claude.exchanges == 0
+
+
+async def test_the_back_button_after_a_sign_in_does_no_harm(landing):
+    async with Browser(landing) as browser:
+        state, challenge = await browser.start()
+        address = callback({"code": landing.claude.code(challenge), "state": state})
+        assert (await browser.see(address))[0] == 200
+        before = landing.accounts.all()
+        assert (await browser.see(address))[0] in (400, 403)
+        assert landing.accounts.all() == before
+        assert landing.claude.exchanges == 1
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "https://evil.example",
+        "//evil.example",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "%0d%0aLocation:%20https://evil.example",
+    ],
+)
+async def test_nothing_in_an_address_leads_off_the_site(tavern, browser, trick):
+    for name in ("next", "to", "url", "redirect_uri", "joined", "outcome", "return_to"):
+        for path in ("/", "/auth/login", "/auth/callback", tavern.link().removeprefix(tavern.url).split("?")[0]):
+            _, text, headers = await browser.see(f"{path}?{name}={trick}")
+            assert "Location" not in headers
+            assert "Refresh" not in headers
+            assert "evil.example" not in re.sub(r"data-words=.*", "", text)
+
+
+# Status, refresh, logout
+
+
+async def test_the_status_is_for_everybody_and_says_kinds_and_numbers_only(tavern, browser, stranger):
+    nothing = {"signed_in": False, "state": None, "kind": None, "accounts": 0, "expires_at": None}
+    assert await stranger.say("GET", "/auth/status") == (200, nothing)
+    await browser.sign_in()
+    status, got = await stranger.say("GET", "/auth/status")
+    assert status == 200
+    assert got.keys() == nothing.keys()
+    assert (got["signed_in"], got["state"], got["kind"], got["accounts"]) == (True, "ready", "subscription", 1)
+    assert got["expires_at"].endswith("Z")
+
+
+async def test_the_status_speaks_of_the_account_that_works(tavern, stranger):
+    first = await tavern.accounts.add_api_key(KEY)
+    await tavern.accounts.update(first.id, enabled=False)
+    assert (await stranger.say("GET", "/auth/status"))[1]["signed_in"] is False
+    await tavern.accounts.add_api_key(KEY + "x")
+    got = (await stranger.say("GET", "/auth/status"))[1]
+    assert (got["signed_in"], got["state"], got["accounts"]) == (True, "ready", 2)
+
+
+async def test_refresh_tells_why_it_failed(tavern, browser):
+    await browser.sign_in()
+    tavern.claude.answer = (400, '{"error": "invalid_grant"}')
+    account = tavern.accounts.all()[0]
+    for body in ({"id": account.id}, {}, None):
+        status, got = await browser.say("POST", "/auth/refresh", body)
+        assert status in (401, 503)
+        assert got["error"]["message"]
+    assert len(tavern.accounts.all()) == 1
+    assert (await browser.say("POST", "/auth/refresh", {"id": "acc_none"}))[0] == 404
+
+
+async def test_refresh_leaves_api_keys_alone(tavern, browser):
+    await tavern.accounts.add_api_key(KEY)
+    assert await browser.say("POST", "/auth/refresh") == (200, {"accounts": [], "error": None})
+
+
+async def test_logout_forgets_every_account_but_not_the_owner(tavern, browser):
+    await tavern.accounts.add_api_key(KEY)
+    await browser.sign_in()
+    async with browser.http.get("/auth/logout") as answer:
+        assert answer.status == 405
+    assert len(tavern.accounts.all()) == 2
+    assert await browser.say("POST", "/auth/logout") == (200, {"signed_in": False})
+    assert tavern.accounts.all() == ()
+    assert (await browser.see("/auth/login"))[0] == 200
+
+
+# The accounts
+
+
+async def test_accounts_are_listed_added_changed_and_removed(tavern, browser):
+    body = {"kind": "api_key", "name": "Mine", "api_key": KEY, "base_url": "https://example.org/anthropic/"}
+    status, made = await browser.say("POST", "/api/accounts", body)
+    assert status == 201
+    assert tavern.checked == [("https://example.org/anthropic/", KEY)]
+    _, listed = await browser.say("GET", "/api/accounts")
+    assert listed == {"accounts": [made]}
+    wanted = {"id", "name", "kind", "state", "reason", "rests_until", "expires_at", "last_refresh_at"}
+    assert made.keys() >= wanted | {"last_refresh_error", "priority", "shared"}
+    assert KEY not in json.dumps(listed)
+
+    changes = {"name": "Ours", "priority": 3, "shared": True, "enabled": False}
+    status, changed = await browser.say("PATCH", f"/api/accounts/{made['id']}", changes)
+    assert status == 200
+    assert changed == {**made, **changes, "state": "off", "reason": changed["reason"]}
+
+    assert await browser.say("DELETE", f"/api/accounts/{made['id']}") == (204, None)
+    assert (await browser.say("DELETE", f"/api/accounts/{made['id']}"))[0] == 404
+    assert (await browser.say("GET", "/api/accounts"))[1] == {"accounts": []}
+
+
+async def test_a_resting_account_is_woken(tavern, browser):
+    account = await tavern.accounts.add_api_key(KEY)
+    tavern.accounts.rest(account.id, 4102444800, "The limit is reached.")
+    assert (await browser.say("GET", "/api/accounts"))[1]["accounts"][0]["rests_until"] == "2100-01-01T00:00:00Z"
+    status, woken = await browser.say("POST", f"/api/accounts/{account.id}/wake")
+    assert (status, woken["state"], woken["rests_until"]) == (200, "ready", None)
+    assert (await browser.say("POST", "/api/accounts/acc_none/wake"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"name": ""},
+        {"name": 7},
+        {"name": "a\nb"},
+        {"name": "x" * 81},
+        {"enabled": "yes"},
+        {"shared": 1},
+        {"priority": "1"},
+        {"priority": True},
+        {"priority": 1.5},
+        {"priority": 10**9},
+        {"state": "ready"},
+        {"base_url": "https://evil.example"},
+        {"api_key": KEY},
+    ],
+)
+async def test_a_change_that_makes_no_sense_is_refused(tavern, browser, body):
+    account = await tavern.accounts.add_api_key(KEY)
+    got = await browser.say("PATCH", f"/api/accounts/{account.id}", body)
+    assert got[0] == 400
+    assert tavern.accounts.all() == (account,)
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://example.org",
+        "https://user@example.org",
+        "https://example.org/?x=1",
+        "ftp://example.org",
+        "https://169.254.169.254/",
+        "javascript:alert(1)",
+        "example.org",
+        7,
+    ],
+)
+async def test_a_key_goes_to_a_plain_https_address_only(tavern, browser, base_url):
+    got = await browser.say("POST", "/api/accounts", {"kind": "api_key", "api_key": KEY, "base_url": base_url})
+    assert got[0] == 400
+    assert tavern.checked == []
+
+
+async def test_a_subscription_is_never_shared(tavern, browser):
+    _, made = await browser.sign_in()
+    got = await browser.say("PATCH", f"/api/accounts/{made['account']['id']}", {"shared": True})
+    assert got[0] == 400
+    assert "owner alone" in message(got)
+
+
+async def test_another_kind_is_not_added_by_the_api(browser):
+    got = await browser.say("POST", "/api/accounts", {"kind": "subscription", "api_key": KEY})
+    assert got[0] == 400
+
+
+# The start page
+
+
+async def test_the_start_page_says_who_pays_and_what_to_type(tavern, browser):
+    _, text, _ = await browser.see("/")
+    assert "Nobody is signed in yet" in text
+    await tavern.accounts.add_api_key(KEY, "My key")
+    _, text, _ = await browser.see("/")
+    for sign in ("The tavern is open", "My key", "Chat Completion", f"{tavern.url}/v1", "anything", "Test Message"):
+        assert sign in text
+    assert f"{tavern.url}/v1/lampwright" in text
+    assert KEY not in text
+
+
+async def test_the_address_shown_is_the_one_the_page_was_opened_with(tavern):
+    address = f"http://127.0.0.1:{tavern.port}"
+    async with aiohttp.ClientSession() as program, program.get(address, headers=HTML | tavern.bearer) as answer:
+        assert f"{address}/v1" in (await answer.text()).replace("&#x2f;", "/")
+
+
+async def test_a_tavern_without_an_account_that_can_pay_says_why(tavern, browser):
+    account = await tavern.accounts.add_api_key(KEY)
+    tavern.accounts.rest(account.id, 4102444800, "The limit is reached.")
+    _, text, _ = await browser.see("/")
+    assert "closed for the moment" in text
+    assert 'href="/auth/login"' in text
+
+
+async def test_the_password_to_type_is_the_key_when_one_is_needed(tavern, browser):
+    tavern.password = page.Password(needed=True, key="tavern-first-key")
+    _, text, _ = await browser.see("/")
+    assert "tavern-first-key" in text
+    assert ">anything<" not in text
+    tavern.password = page.Password(needed=True)
+    _, text, _ = await browser.see("/")
+    assert "one of your client keys" in text
+
+
+async def test_practice_mode_is_clearly_labelled(tmp_path):
+    async with running(tmp_path, practice=True) as tavern, Browser(tavern) as browser:
+        for path in ("/", "/auth/login"):
+            _, text, _ = await browser.see(path)
+            assert WORDS["page"]["practice"] in text
+
+
+# Nobody else's hands
+
+
+OWNERS_ROUTES = [
+    (route.method, route.path.replace("{id}", "acc_none")) for route in routes() if door_of(route.path) is not Door.OPEN
+]
+
+
+@pytest.mark.parametrize(("method", "path"), OWNERS_ROUTES)
+async def test_the_owners_routes_change_nothing_for_a_foreign_page_or_a_stranger(tavern, method, path):
+    account = await tavern.accounts.add_api_key(KEY)
+    path = path.replace("acc_none", account.id)
+    state = (tavern.accounts.all(), dict(vars(tavern.owner)))
+    foreign = [
+        {"Origin": "https://evil.example"},
+        {"Origin": f"http://localhost:{tavern.port + 1}"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ]
+    async with Browser(tavern) as browser, Browser(tavern, owner=False) as stranger:
+        for headers in foreign:
+            assert (await browser.say(method, path, {}, headers=headers))[0] == 403
+        for cookie in ("", "other", Owner("o" * 43, tavern.port).new_session()):
+            stranger.cookies.update_cookies({tavern.owner.cookie_name: cookie})
+            assert (await stranger.say(method, path, {}))[0] == 401
+        assert (await stranger.say(method, path, {}, headers={"x-api-key": "tavern-client-key"}))[0] == 401
+        if method != "GET":
+            async with browser.http.request(method, path, data="{}", headers={"Content-Type": "text/plain"}) as answer:
+                assert answer.status == 415
+            async with browser.http.get(path) as answer:
+                assert answer.status in (200, 405)
+    assert (tavern.accounts.all(), dict(vars(tavern.owner))) == state
+    assert tavern.claude.exchanges == 0
+
+
+async def test_no_secret_and_no_token_stands_in_any_page_or_answer(tmp_path, tavern, browser, caplog):
+    caplog.set_level("DEBUG")
+    await browser.say("POST", "/auth/api-key", {"api_key": KEY})
+    await browser.sign_in()
+    link = tavern.link()
+    texts = [(await browser.see(path))[1] for path in ("/", "/auth/login", link.removeprefix(tavern.url))]
+    texts += [json.dumps((await browser.say("GET", path))[1]) for path in ("/api/accounts", "/auth/status")]
+    texts += [record.getMessage() for record in caplog.records if not record.name.startswith("asyncio")]
+    stored = (tmp_path / "tokens.json").read_text()
+    secrets = {*re.findall(r"sk-ant-[\w-]+", stored), tavern.owner.admin_token, link.partition("=")[2]}
+    assert len(secrets) == 5
+    for secret in secrets:
+        assert not [text for text in texts if secret in text]
