@@ -157,7 +157,7 @@ class Meter:
         self._take_end(message)
         self._take_usage(message.get("usage"))
         content = message.get("content")
-        self.spoke = isinstance(content, list) and any(is_word(block) for block in content)
+        self.spoke = self.spoke or (isinstance(content, list) and any(map(is_word, content)))
 
     def _take_end(self, said: dict[str, Any]) -> None:
         self.stop_reason = said.get("stop_reason") or self.stop_reason

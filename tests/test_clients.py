@@ -1,0 +1,97 @@
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from server.clients import OWNER, ClientKeys, required
+from server.errors import ProxyError
+
+
+@pytest.fixture
+def keys(tmp_path):
+    made = ClientKeys(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_key_is_found_by_itself_alone(keys):
+    row, key = keys.make("tablet")
+    _, other = keys.make("phone")
+    assert keys.find(key).name == "tablet"
+    assert keys.find(other).name == "phone"
+    for wrong in (key[:-1], key + "x", key.swapcase(), "x" + key[1:], key[:13], "", "anything", "pä\udce4ss"):
+        assert keys.find(wrong) is None
+    assert row["shown"] == key[:13] + "…"
+
+
+def test_a_key_is_random_and_nowhere_on_disk(keys, tmp_path):
+    made = [keys.make("x")[1] for _ in range(20)]
+    assert len(set(made)) == 20
+    assert all(len(key) >= 43 + len("tavern-") for key in made)
+    disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert not any(key.encode() in disk for key in made)
+
+
+def test_a_revoked_key_opens_nothing_at_once_also_for_another_process(keys, tmp_path):
+    row, key = keys.make("tablet")
+    other = ClientKeys(tmp_path)
+    assert other.find(key) is not None
+    assert keys.revoke(row["id"])
+    assert other.find(key) is None
+    assert not keys.revoke(row["id"])
+    other.close()
+
+
+def test_last_use_is_noted(tmp_path):
+    now = [1000.0]
+    keys = ClientKeys(tmp_path, clock=lambda: now[0])
+    _, key = keys.make("tablet")
+    assert keys.rows()[0]["last_used_at"] is None
+    keys.find(key)
+    assert keys.rows()[0]["last_used_at"] == "1970-01-01T00:16:40+00:00"
+    now[0] += 3600
+    keys.find(key)
+    assert keys.rows()[0]["last_used_at"] == "1970-01-01T01:16:40+00:00"
+    keys.close()
+
+
+def test_the_database_is_the_owners_alone(keys, tmp_path):
+    assert (tmp_path / "state.sqlite").stat().st_mode & 0o077 == 0
+    with closing(sqlite3.connect(tmp_path / "state.sqlite")) as database:
+        assert database.execute("SELECT count(*) FROM client_keys").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "any_key", "beyond", "needed"),
+    [
+        ("auto", False, False, False),
+        ("auto", True, False, True),
+        ("auto", False, True, True),
+        ("true", False, False, True),
+        ("false", True, False, False),
+        ("false", True, True, True),
+    ],
+)
+def test_when_a_key_is_required(setting, any_key, beyond, needed):
+    assert required(setting, any_key, beyond) is needed
+
+
+def test_where_none_is_required_anybody_here_is_the_owner_and_a_key_still_counts(keys):
+    _, key = keys.make("tablet")
+    assert keys.authenticate({}, required=False) == OWNER
+    assert keys.authenticate({"x-api-key": key}, required=False).holds_key
+    assert keys.authenticate({"Authorization": f"Bearer {key}"}, required=True).name == "tablet"
+    with pytest.raises(ProxyError) as caught:
+        keys.authenticate({"x-api-key": "anything"}, required=True)
+    assert caught.value.status == 401
+
+
+def test_a_containers_first_key_is_made_once_and_can_be_shown_until_it_is_revoked(keys, tmp_path):
+    assert keys.first_key() == ""
+    key = keys.first_key(make=True)
+    assert keys.find(key) is not None
+    assert keys.first_key(make=True) == key == keys.first_key()
+    assert (tmp_path / "first_client_key").stat().st_mode & 0o077 == 0
+    keys.make("another")
+    keys.revoke(keys.rows()[0]["id"])
+    assert keys.first_key(make=True) == ""

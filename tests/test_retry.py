@@ -1,0 +1,36 @@
+import pytest
+
+from server.retry import Budget, delay
+
+
+@pytest.mark.parametrize(("tries", "low", "high"), [(0, 0.25, 0.5), (1, 0.5, 1.0)])
+def test_waits_grow_and_are_spread(tries, low, high):
+    assert delay(tries, {}, 0.0) == low
+    assert delay(tries, {}, 1.0) == high
+
+
+def test_two_retries_are_the_most():
+    assert delay(2, {}, 0.5) is None
+
+
+def test_the_upstreams_word_counts():
+    assert delay(0, {"x-should-retry": "false"}, 0.5) is None
+    assert delay(0, {"retry-after": "3"}, 0.5) == 3.0
+    assert delay(0, {"retry-after-ms": "1500"}, 0.5) == 1.5
+    assert delay(0, {"retry-after": "60"}, 0.5) is None
+    assert delay(0, {"retry-after": "soon"}, 1.0) == 0.5
+    assert delay(0, {"retry-after": "nan"}, 1.0) == 0.5
+
+
+def test_a_storm_gets_a_fifth_of_its_requests_as_retries():
+    budget = Budget()
+    for _ in range(100):
+        budget.note_request(0.0)
+    assert sum(budget.take(1.0) for _ in range(100)) == 20
+
+
+def test_a_lone_player_always_has_a_few_and_gets_them_back():
+    budget = Budget()
+    budget.note_request(0.0)
+    assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert budget.take(61.0)

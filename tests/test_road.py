@@ -1,0 +1,459 @@
+"""The road from a front end to the upstream and back, with the real program between them."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from tests.fakes import (
+    ASK,
+    KEY,
+    PLAIN,
+    STREAM,
+    STREAM_HEAD,
+    chunked,
+    error,
+    event,
+    fake_anthropic,
+    plain,
+    raw_upstream,
+    reply_events,
+    stream,
+)
+from tests.running import running
+
+pytestmark = pytest.mark.anyio
+PATIENCE = 20
+
+
+@pytest.fixture
+async def anthropic():
+    async with fake_anthropic() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def proxy(tmp_path, anthropic):
+    async with running(tmp_path, anthropic.url) as made:
+        yield made
+
+
+async def sign_in(proxy, key="sk-ant-api03-the-owners-own-key-0002"):
+    added = await proxy.owner("POST", "/api/accounts", json={"kind": "api_key", "name": "mine", "api_key": key})
+    assert added.status == 201
+    return key
+
+
+# -- replies
+
+
+async def test_a_stream_reaches_the_front_end_byte_for_byte(proxy, anthropic):
+    anthropic.will(stream(STREAM))
+    reply = await proxy.ask(stream=True)
+    assert reply.raw == STREAM
+    assert reply.headers["Content-Type"].startswith("text/event-stream")
+    assert reply.headers["request-id"] == "req_upstream"
+
+
+async def test_the_first_words_arrive_while_the_rest_is_still_being_written(proxy, anthropic):
+    first, last = b"".join(reply_events("Good ")[:3]), b"".join(reply_events("Good ")[3:])
+    gate = asyncio.Event()
+    anthropic.will(stream(first, gate=gate, last=last))
+    headers = {"x-api-key": KEY}
+    async with proxy.session.post(proxy.url + "/v1/messages", json={**ASK, "stream": True}, headers=headers) as reply:
+        assert await reply.content.readexactly(len(first)) == first
+        gate.set()
+        assert await reply.read() == last
+
+
+async def test_a_plain_reply_comes_back_as_it_is(proxy, anthropic):
+    reply = await proxy.ask()
+    assert reply.status == 200
+    assert reply.json == PLAIN
+
+
+async def test_the_receipt_tells_tokens_money_and_end(proxy, anthropic):
+    reply = await proxy.ask(stream=True)
+    receipt = (await proxy.receipts())[0]
+    assert receipt["id"] == reply.headers["x-receipt"]
+    assert receipt["tokens"] == {
+        "input_tokens": 7,
+        "cache_write_5m_tokens": 2,
+        "cache_write_1h_tokens": 3,
+        "cache_read_tokens": 11,
+        "output_tokens": 3,
+    }
+    # claude-sonnet-4-6: 3 in, 15 out, 3.75 and 6 to write, 0.30 to read, per million
+    assert receipt["usd"] == pytest.approx((7 * 3 + 2 * 3.75 + 3 * 6 + 11 * 0.30 + 3 * 15) / 1e6)
+    assert receipt["usd_without_cache"] == pytest.approx((23 * 3 + 3 * 15) / 1e6)
+    assert (receipt["status"], receipt["stop_reason"], receipt["ended"]) == (200, "end_turn", "whole")
+
+
+@pytest.mark.parametrize("cut", [1, 40, len(STREAM) // 2, len(STREAM) - 1])
+async def test_a_reply_cut_short_ends_in_an_error_event_after_whole_events(tmp_path, cut):
+    async def cut_off(reader, writer):
+        writer.write(STREAM_HEAD + chunked(STREAM[:cut]) + b"0\r\n\r\n")
+
+    async with raw_upstream(cut_off) as url, running(tmp_path, url) as proxy:
+        reply = await proxy.ask(stream=True)
+        if reply.status == 200:
+            whole, _, last = reply.raw.rpartition(b"event: error\ndata: ")
+            assert STREAM.startswith(whole)
+            assert json.loads(last)["error"]["message"].startswith("Upstream connection lost after")
+            assert b"message_stop" not in reply.raw
+        else:
+            assert reply.status == 502  # cut before the first whole event: an ordinary error can still be sent
+        assert (await proxy.receipts())[0]["ended"] in ("cut", "error")
+
+
+async def test_an_error_in_the_middle_of_a_stream_passes_unchanged(proxy, anthropic):
+    broken = b"".join(reply_events("Good ")[:3]) + event("error", error={"type": "overloaded_error", "message": "Busy"})
+    anthropic.will(stream(broken))
+    assert (await proxy.ask(stream=True)).raw == broken
+    assert (await proxy.receipts())[0]["ended"] == "error"
+
+
+async def test_an_error_as_first_event_becomes_an_ordinary_error_after_retries(proxy, anthropic):
+    busy = event("error", error={"type": "overloaded_error", "message": "Overloaded"})
+    anthropic.will(*[stream(busy)] * 3)
+    reply = await proxy.ask(stream=True)
+    assert (reply.status, reply.json["error"]["type"]) == (529, "overloaded_error")
+    assert len(anthropic.seen) == 3
+
+
+async def test_overload_is_tried_again_before_the_first_byte(proxy, anthropic):
+    anthropic.will(*[error(529, "overloaded_error", "Overloaded")] * 2, stream(STREAM))
+    assert (await proxy.ask(stream=True)).raw == STREAM
+    assert (await proxy.receipts())[0]["attempts"] == 3
+
+
+async def test_html_instead_of_a_reply_is_a_502_that_says_so(proxy, anthropic):
+    anthropic.will(plain(b"<html><script>alert(1)</script>", content_type="text/html"))
+    reply = await proxy.ask()
+    assert reply.status == 502
+    assert "text/html" in reply.message
+
+
+async def test_half_a_json_reply_is_a_502(proxy, anthropic):
+    anthropic.will(plain(json.dumps(PLAIN).encode()[:-10]))
+    assert (await proxy.ask()).status == 502
+
+
+async def test_a_redirect_is_a_502_and_is_not_followed(proxy, anthropic):
+    anthropic.will(plain(status=307, location="http://127.0.0.1:9/"))
+    assert (await proxy.ask()).status == 502
+
+
+async def test_a_refusal_is_said_in_the_chat(proxy, anthropic):
+    refused = reply_events(stop_reason="refusal")
+    refused[-2] = event(
+        "message_delta", delta={"stop_reason": "refusal", "stop_details": {"explanation": "Not that."}}, usage={}
+    )
+    anthropic.will(stream(b"".join(refused)))
+    reply = await proxy.ask(stream=True)
+    texts = [e["delta"]["text"] for e in reply.events if e["type"] == "content_block_delta"]
+    assert texts == ["\n\n[Tavern Proxy: Claude declined to answer. It says: Not that. Reword your message, or swipe.]"]
+    starts = [e["index"] for e in reply.events if e["type"] == "content_block_start"]
+    assert starts == [0, 1]
+    assert reply.events[-1]["type"] == "message_stop"
+
+
+async def test_a_reply_lost_to_thinking_is_explained_in_a_plain_reply_too(proxy, anthropic):
+    anthropic.will(plain({**PLAIN, "content": [{"type": "thinking", "thinking": "hm"}], "stop_reason": "max_tokens"}))
+    reply = await proxy.ask()
+    assert "response length" in reply.json["content"][-1]["text"]
+    assert (await proxy.receipts())[0]["changes"][-1]["name"] == "explain_in_chat"
+
+
+async def test_nothing_is_added_to_a_reply_that_speaks(proxy, anthropic):
+    anthropic.will(stream(b"".join(reply_events("Yes", stop_reason="max_tokens"))))
+    assert b"Tavern Proxy" not in (await proxy.ask(stream=True)).raw
+
+
+# -- hang-ups
+
+
+@pytest.mark.parametrize("when", ["before the answer", "in the middle", "in a plain reply"])
+async def test_a_front_end_that_leaves_takes_the_upstream_with_it(tmp_path, when):
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def answer_slowly(reader, writer):
+        if when == "in the middle":
+            writer.write(STREAM_HEAD + chunked(b"".join(reply_events("Good ")[:3])))
+        begun.set()
+        await reader.read()
+        left.set()
+
+    async with raw_upstream(answer_slowly) as url, running(tmp_path, url) as proxy:
+        body = {**ASK, "stream": when != "in a plain reply"}
+        asking = asyncio.create_task(
+            proxy.session.post(proxy.url + "/v1/messages", json=body, headers={"x-api-key": KEY})
+        )
+        async with asyncio.timeout(PATIENCE):
+            await begun.wait()
+            if when == "in the middle":
+                reply = await asking
+                await reply.content.readany()
+                reply.close()
+            else:
+                asking.cancel()
+            await left.wait()
+            while not (receipts := await proxy.receipts()):
+                await asyncio.sleep(0.01)
+        assert receipts[0]["ended"] == "client_left"
+        if when == "in the middle":
+            assert receipts[0]["tokens"]["cache_read_tokens"] == 11  # what was spent is booked all the same
+
+
+# -- what goes upstream
+
+
+async def test_our_name_is_our_own_and_one_credential_goes_upstream(proxy, anthropic):
+    await proxy.ask(headers={"x-api-key": KEY, "User-Agent": "node-fetch", "Authorization": "Bearer anything"})
+    sent = {name.lower(): value for name, value in anthropic.seen[0].headers.items()}
+    assert sent["user-agent"].startswith("tavern-proxy/")
+    assert sent["x-api-key"] == KEY
+    assert "authorization" not in sent
+    assert sent["accept-encoding"] == "identity"
+    assert sent["anthropic-version"] == "2023-06-01"
+
+
+async def test_a_guests_key_serves_its_own_request_alone(proxy, anthropic):
+    own = await sign_in(proxy)
+    anthropic.seen.clear()
+    await asyncio.gather(*(proxy.ask(headers={"x-api-key": KEY if i % 2 else "anything"}) for i in range(20)))
+    keys = [seen.headers["x-api-key"] for seen in anthropic.seen]
+    assert sorted(keys) == sorted([KEY, own] * 10)
+    anthropic.will(error(401, "authentication_error", "invalid x-api-key"))
+    assert (await proxy.ask()).status == 401
+    assert (await proxy.ask(headers={"x-api-key": "anything"})).status == 200
+
+
+@pytest.mark.parametrize("password", ["anything", "", "tavern", "pässwort", "x" * 8000])
+async def test_whatever_stands_in_the_password_field_is_ignored_here(proxy, anthropic, password):
+    own = await sign_in(proxy)
+    anthropic.seen.clear()
+    assert (await proxy.ask(headers={"x-api-key": password})).status == 200
+    assert anthropic.seen[0].headers["x-api-key"] == own
+
+
+async def test_the_front_ends_own_headers_stay_here(proxy, anthropic):
+    await proxy.ask(headers={"x-api-key": KEY, "Cookie": "a=b", "X-Forwarded-For": "1.2.3.4", "X-Secret": "1"})
+    assert not {"cookie", "x-forwarded-for", "x-secret"} & {name.lower() for name in anthropic.seen[0].headers}
+
+
+async def test_only_listed_headers_come_back(proxy, anthropic):
+    given = {"Set-Cookie": "a=b", "Access-Control-Allow-Origin": "*", "X-Other": "1", "retry-after": "7"}
+    anthropic.will(plain(PLAIN, **given))
+    reply = await proxy.ask()
+    low = {name.lower() for name in reply.headers}
+    assert not {"set-cookie", "access-control-allow-origin", "x-other"} & low
+    assert reply.headers["retry-after"] == "7"
+
+
+async def test_persona_urls_add_the_persona(proxy, anthropic):
+    personas = (await proxy.send("POST", "/v1/nobody-we-know/messages", json=ASK, headers={"x-api-key": KEY})).message
+    name = personas.split("Known personas: ")[1].split(",")[0].split(".")[0]
+    await proxy.ask(f"/v1/{name}/messages", system="The card.")
+    system = anthropic.seen[0].body["system"]
+    assert len(system[0]["text"]) > 500
+    assert system[-1] == {"type": "text", "text": "The card."}
+    assert (await proxy.receipts())[0]["changes"][0]["name"] == "add_persona"
+
+
+# -- addresses
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/messages",
+        "/v1//messages",
+        "//messages",
+        "/messages",
+        "/v1/messages/messages",
+        "/v1/messages?beta=true",
+        "/v1/messages/",
+    ],
+)
+async def test_every_way_to_write_the_address_leads_to_the_chat(proxy, anthropic, path):
+    assert (await proxy.ask(path)).status == 200
+    assert anthropic.seen[0].path == "/v1/messages"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/messages/count_tokens",
+        "/v1//messages/count_tokens",
+        "/messages/count_tokens",
+        "/v1/messages/messages/count_tokens",
+    ],
+)
+async def test_tokens_are_counted_without_the_fields_for_a_reply(proxy, anthropic, path):
+    anthropic.will(plain({"input_tokens": 42}))
+    reply = await proxy.ask(path, temperature=0.5, stream=False)
+    assert reply.json == {"input_tokens": 42}
+    assert anthropic.seen[0].path == "/v1/messages/count_tokens"
+    assert set(anthropic.seen[0].body) == {"model", "messages"}
+
+
+async def test_the_wrong_method_is_a_405_that_names_the_right_one(proxy):
+    reply = await proxy.send("GET", "/v1/messages")
+    assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+    assert reply.json["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/%2e%2e/messages", "/v1/..%2fx/messages", "/v1/a%00b/messages", "/nowhere", "/v1"]
+)
+async def test_odd_addresses_are_a_404(proxy, anthropic, path):
+    assert (await proxy.ask(path)).status == 404
+    assert anthropic.seen == []
+
+
+async def test_other_addresses_pass_through_as_they_are(proxy, anthropic):
+    anthropic.will(plain(b"one\ntwo", content_type="application/x-jsonl"))
+    reply = await proxy.send("GET", "/v1/messages/batches/b_1/results?x=1", headers={"x-api-key": KEY})
+    assert reply.raw == b"one\ntwo"
+    assert (anthropic.seen[0].method, anthropic.seen[0].path) == ("GET", "/v1/messages/batches/b_1/results?x=1")
+
+
+@pytest.mark.parametrize("path", ["/v1/oauth/token", "/v1/organizations/me", "/v1/me", "/v1/account/settings"])
+async def test_what_speaks_of_the_account_is_never_asked_for_a_front_end(proxy, anthropic, path):
+    await sign_in(proxy)
+    anthropic.seen.clear()
+    assert (await proxy.send("GET", path)).status == 404
+    assert anthropic.seen == []
+
+
+async def test_the_list_of_models_is_live_or_the_tables(proxy, anthropic):
+    offline = await proxy.send("GET", "/v1/models")
+    assert any(row["id"] == "claude-fable-5-2" for row in offline.json["data"])
+    anthropic.will(plain({"data": [{"id": "claude-live-1"}], "has_more": False}))
+    live = await proxy.send("GET", "/v1/models?limit=5", headers={"x-api-key": KEY})
+    assert live.json["data"] == [{"id": "claude-live-1"}]
+    assert anthropic.seen[0].path == "/v1/models?limit=5"
+    assert (await proxy.send("GET", "/v1/models/claude-opus-4-8")).json["id"] == "claude-opus-4-8"
+
+
+async def test_health_answers_anybody(proxy):
+    health = (await proxy.send("GET", "/health")).json
+    assert health["status"] == "ok"
+    assert health["ready"] is False
+    await sign_in(proxy)
+    assert (await proxy.send("GET", "/health")).json["ready"] is True
+
+
+# -- who may ask
+
+
+async def test_nobody_signed_in_is_a_401_that_says_what_to_do(proxy, anthropic):
+    reply = await proxy.ask(headers={"x-api-key": "anything"})
+    assert (reply.status, reply.json["error"]["type"]) == (401, "authentication_error")
+    assert "sign in" in reply.message
+    assert anthropic.seen == []
+
+
+async def test_once_a_key_exists_it_is_asked_for(proxy, anthropic):
+    made = await proxy.owner("POST", "/api/keys", json={"name": "sister's laptop"})
+    key = made.json["key"]
+    assert (await proxy.ask()).status == 401
+    assert (await proxy.ask(headers={"x-api-key": key[:-1] + "x"})).status == 401
+    both = {"x-api-key": key, "Authorization": f"Bearer {KEY}"}
+    assert (await proxy.ask(headers=both)).status == 200
+    assert (await proxy.receipts())[0]["key"] == "sister's laptop"
+    assert (await proxy.owner("DELETE", f"/api/keys/{made.json['id']}")).status == 204
+    assert (await proxy.ask(headers={"x-api-key": key, "Authorization": f"Bearer {KEY}"})).status == 200  # none left
+
+
+async def test_a_client_key_never_uses_an_account_that_is_not_shared(proxy, anthropic):
+    await sign_in(proxy)
+    key = (await proxy.owner("POST", "/api/keys", json={"name": "guest"})).json["key"]
+    anthropic.seen.clear()
+    assert (await proxy.ask(headers={"x-api-key": key})).status == 403
+    assert anthropic.seen == []
+
+
+async def test_a_client_key_opens_none_of_the_owners_doors(proxy):
+    key = (await proxy.owner("POST", "/api/keys", json={"name": "guest"})).json["key"]
+    for path in ("/api/accounts", "/api/keys", "/api/requests", "/"):
+        assert (
+            await proxy.send("GET", path, headers={"x-api-key": key, "Authorization": f"Bearer {key}"})
+        ).status == 401
+
+
+# -- limits and refusals
+
+
+async def test_a_429_rests_the_account_until_its_end_and_nothing_is_sent_meanwhile(proxy, anthropic):
+    await sign_in(proxy)
+    anthropic.seen.clear()
+    anthropic.will(error(429, "rate_limit_error", "Too fast.", retry_after="30"))
+    first = await proxy.ask(headers={})
+    second = await proxy.ask(headers={})
+    assert (first.status, first.headers["retry-after"]) == (429, "30")
+    assert first.message.startswith("Too fast. This rate limit ends at ")
+    assert second.status == 429
+    assert 0 < int(second.headers["retry-after"]) <= 30
+    assert len(anthropic.seen) == 1
+
+
+async def test_a_second_account_takes_over_at_once(proxy, anthropic):
+    await sign_in(proxy, "sk-ant-api03-one-of-two-0000000001")
+    await sign_in(proxy, "sk-ant-api03-two-of-two-0000000002")
+    anthropic.will(error(429, "rate_limit_error", "Too fast.", retry_after="30"))
+    assert (await proxy.ask(headers={})).status == 200
+    anthropic.will(error(401, "authentication_error", "invalid x-api-key"))
+    last = await proxy.ask(headers={})
+    assert last.status == 401
+    assert "invalid x-api-key." in last.message
+
+
+async def test_a_policy_refusal_is_shown_not_tried_again_and_rests_nobody(proxy, anthropic):
+    await sign_in(proxy)
+    words = "This credential is only authorized for use with Claude Code and cannot be used for other API requests."
+    anthropic.seen.clear()
+    anthropic.will(error(400, "invalid_request_error", words))
+    reply = await proxy.ask(headers={})
+    assert reply.status == 400
+    assert reply.message.startswith(words)
+    assert "API key" in reply.message[len(words) :]
+    assert len(anthropic.seen) == 1
+    assert (await proxy.ask(headers={})).status == 200
+
+
+async def test_an_upstream_error_keeps_status_type_id_and_words(proxy, anthropic):
+    anthropic.will(error(413, "request_too_large", "Request exceeds the maximum size"))
+    reply = await proxy.ask()
+    assert (reply.status, reply.json["error"]["type"]) == (413, "request_too_large")
+    assert reply.message.startswith("Request exceeds the maximum size. ")
+    assert reply.headers["request-id"] == reply.json["request_id"] == "req_upstream"
+
+
+async def test_our_own_errors_carry_the_receipts_id(proxy):
+    reply = await proxy.send("POST", "/v1/messages", data=b"{", headers={"Content-Type": "application/json"})
+    assert reply.status == 400
+    assert reply.json["request_id"] == reply.headers["request-id"] == reply.headers["x-receipt"]
+    assert (await proxy.receipts())[0]["id"] == reply.json["request_id"]
+
+
+async def test_an_upstream_that_is_away_is_a_502_in_our_shape(tmp_path):
+    async with running(tmp_path, "http://127.0.0.1:9") as proxy:
+        reply = await proxy.ask()
+    assert (reply.status, reply.json["error"]["type"]) == (502, "api_error")
+
+
+async def test_no_secret_and_no_chat_text_reaches_the_log(proxy, anthropic, caplog):
+    caplog.set_level(logging.DEBUG)
+    marker = "the-heron-flies-at-midnight"
+    await sign_in(proxy, "sk-ant-api03-never-to-be-seen-77777")
+    for reply in (None, error(500, "api_error", marker), plain(marker.encode(), content_type="text/html")):
+        if reply:
+            anthropic.will(*[reply] * 3)
+        await proxy.ask(headers={}, messages=[{"role": "user", "content": marker}])
+    await proxy.send("POST", "/v1/messages", data=f'{{"{marker}', headers={"Content-Type": "application/json"})
+    text = caplog.text + json.dumps(await proxy.receipts())
+    assert marker not in text
+    assert "never-to-be-seen" not in text
