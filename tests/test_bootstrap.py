@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,8 +92,10 @@ class Place:
         here = {"PATH": str(self.bin), "HOME": str(self.parent), "PIP_CONFIG_FILE": os.devnull}
         return {**here, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), **more}
 
-    def popen(self, *arguments, prefix=(), cwd="/", env=None):
-        return subprocess.Popen(
+    @contextmanager
+    def begin(self, *arguments, prefix=(), cwd="/", env=None):
+        """A start that goes on meanwhile; whatever is left of it at the end of the block is killed."""
+        process = subprocess.Popen(
             [*prefix, str(self.root / "run.sh"), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -102,11 +105,18 @@ class Place:
             env=env or self.env(),
             start_new_session=True,
         )
+        try:
+            with process.stdout, process.stderr:
+                yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def start(self, *arguments, code=0, **how):
         """Runs to the end; `(what the server said, what stood before it, what went to stderr)`."""
-        with self.popen(*arguments, **how) as process:
-            out, err = process.communicate()
+        with self.begin(*arguments, **how) as process:
+            out, err = process.communicate(timeout=60)
         assert process.returncode == code, out + err
         before, _, last = out.rstrip("\n").rpartition("\n")
         return (json.loads(last) if last.startswith("{") else None), before if last.startswith("{") else out, err
@@ -186,8 +196,8 @@ def test_the_first_start_shows_each_package_and_ends_in_the_server(first_start):
 
 def test_a_second_start_goes_straight_to_the_server_in_the_same_process_without_network(installed):
     no_wheels(installed)
-    with installed.popen("open") as process:
-        out, _ = process.communicate()
+    with installed.begin("open") as process:
+        out, _ = process.communicate(timeout=60)
     assert json.loads(out) | {"prefix": ""} == {"asked": ["open"], "pid": process.pid, "prefix": "", "tiny": "1.0"}
 
 
@@ -231,10 +241,10 @@ def test_a_torn_installation_is_made_anew(installed):
 
 @pytest.mark.parametrize(("end", "words"), [(signal.SIGKILL, ""), (signal.SIGINT, "\nStopped.\n")])
 def test_an_installation_ended_in_the_middle_is_made_anew(place, silent_index, end, words):
-    with place.popen(env=silent_index.env(place)) as process:
+    with place.begin(env=silent_index.env(place)) as process:
         silent_index.wait_for_a_call()
         os.killpg(process.pid, end)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=60)
     assert (process.returncode != 0, err) == (True, words)
     assert not (place.venv / "ready").exists()
     assert place.start()[0]["tiny"] == "1.0"
@@ -242,10 +252,10 @@ def test_an_installation_ended_in_the_middle_is_made_anew(place, silent_index, e
 
 def test_a_changed_lock_interrupted_in_the_middle_is_made_anew(installed, silent_index):
     installed.lock(tiny(installed.wheels, "2.0"))
-    with installed.popen(env=silent_index.env(installed)) as process:
+    with installed.begin(env=silent_index.env(installed)) as process:
         silent_index.wait_for_a_call()
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
     said, before, _ = installed.start()
     assert said["tiny"] == "2.0"
     assert "Setting up" in before
@@ -270,20 +280,20 @@ def test_an_installation_for_another_python_version_is_made_anew(installed):
 
 
 def test_two_first_starts_at_once_both_work(place):
-    with place.popen("one") as one, place.popen("two") as two:
-        outs = [process.communicate()[0] for process in (one, two)]
+    with place.begin("one") as one, place.begin("two") as two:
+        outs = [process.communicate(timeout=60)[0] for process in (one, two)]
     assert [json.loads(out.splitlines()[-1])["asked"] for out in outs] == [["one"], ["two"]]
     assert "".join(outs).count("Setting up") == 1
 
 
 def test_a_second_start_waits_for_an_installer_that_outlived_its_start(place, silent_index):
-    with place.popen(env=silent_index.env(place)) as first:
+    with place.begin(env=silent_index.env(place)) as first:
         silent_index.wait_for_a_call()
         first.kill()  # not its pip, which still has hold of .venv
-        with place.popen() as second:
+        with place.begin() as second:
             assert second.stdout.readline() == "Another start is installing; waiting for it to finish...\n"
             silent_index.close()
-            out, _ = second.communicate()
+            out, _ = second.communicate(timeout=60)
     assert json.loads(out.splitlines()[-1])["tiny"] == "1.0"
 
 
@@ -305,6 +315,13 @@ def test_a_download_with_another_hash_is_not_installed(place):
     said, _, err = place.start(code=1)
     assert said is None
     assert "A download came damaged" in err
+
+
+def test_a_package_without_a_hash_is_not_installed(place):
+    place.lock("tiny==1.0\n")
+    said, _, err = place.start(code=1)
+    assert said is None
+    assert "all requirements must have their versions pinned" in err or "Hashes are required" in err
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_with_what_to_do(place):
