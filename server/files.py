@@ -54,21 +54,22 @@ def read_private(path: Path, *, follow: bool = False) -> bytes:
     """
     try:
         handle = os.open(path, READ | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
-    except IsADirectoryError:
-        raise Damaged("is a folder") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise Damaged("is a symbolic link") from None
-        if error.errno == errno.ENXIO:
+        if error.errno == errno.ENXIO or path.is_dir():  # a socket; Windows opens no folder
             raise Damaged("is not a regular file") from None
         raise
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise Damaged("is not a regular file")
         if POSIX and os.geteuid() not in (0, about.st_uid) and about.st_uid != 0:
             raise PermissionError(errno.EPERM, "belongs to another user")
-        return file.read()
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def read_json_file(path: Path, *, follow: bool = False) -> dict[str, Any]:
@@ -116,18 +117,14 @@ def write_private(path: Path, data: bytes, *, like: os.stat_result | None = None
 def back_up(path: Path) -> None:
     """Keep the file as it stands under `.bak` too. A failure is logged: the new file matters more."""
     backup = path.with_name(path.name + ".bak")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
+        backup.unlink(missing_ok=True)
         try:
-            os.link(path, temporary)
-            os.replace(temporary, backup)
+            os.link(path, backup)
         except FileNotFoundError:
             return  # nothing to keep yet
         except OSError:  # a file system without hard links
             write_private(backup, read_private(path))
-        finally:
-            with suppress(FileNotFoundError):  # renaming a link onto its own file leaves both names
-                temporary.unlink()
     except (OSError, Damaged) as error:
         logger.warning("%s: no backup could be kept: %s", path.name, why(error))
 

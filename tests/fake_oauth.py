@@ -1,4 +1,4 @@
-"""A token endpoint on loopback, strict and countable: refresh tokens are single use, codes too, and it can misbehave."""
+"""A token endpoint on loopback: strict, for refresh tokens and codes work once; countable; and it can misbehave."""
 
 import asyncio
 import base64

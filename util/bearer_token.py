@@ -50,15 +50,15 @@ def main() -> int:
     if sys.argv[1:]:
         print(__doc__)
         return 0 if sys.argv[1] in ("-h", "--help") else 2
+    if PYTHON.exists() and Path(sys.prefix).resolve() != PYTHON.parent.parent.resolve():
+        return subprocess.call([str(PYTHON), __file__])  # the proxy's own Python has what this needs
     sys.path.insert(0, str(TOP))
     try:
         from server.config import ConfigError
         from server.errors import ProxyError
-    except ImportError:  # not the proxy's own Python
-        if not PYTHON.exists() or Path(sys.prefix) == PYTHON.parent.parent:
-            print("Start the proxy once with run.sh (run.bat); that installs what this needs.", file=sys.stderr)
-            return 1
-        return subprocess.call([str(PYTHON), __file__])
+    except ImportError:
+        print("Start the proxy once with run.sh (run.bat); that installs what this needs.", file=sys.stderr)
+        return 1
     try:
         print(asyncio.run(fresh_token()))
     except (ProxyError, ConfigError) as error:
