@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from server.practice.replies import reply_to
 from server.practice.rules import REQUIRED_SYSTEM_LINE, refusal
 from server.practice.signatures import sign
 from server.request import read_json
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 32 * 1024 * 1024
 REMEMBERED = 10_000  # cache entries and prompts asked; the oldest are forgotten
@@ -59,7 +62,8 @@ class Practice:
         """POST /v1/messages."""
         body, model, kind, token = await self.read(request, counting=False)
         now = self.clock()
-        scope = hashlib.sha256(f"{token}\0{request.headers.get('anthropic-workspace-id', '')}".encode()).digest()
+        workspace = request.headers.get("anthropic-workspace-id", "")
+        scope = hashlib.sha256(f"{token}\0{workspace}".encode(errors="surrogateescape")).digest()
         prompt = read_prompt(body, model, scope)
         bill, changed = settle(self.entries, prompt, model.min_cacheable, now)
         nth = self.count(prompt.chain[-1])
@@ -76,6 +80,8 @@ class Practice:
         )
         self.keep_prompt(id, model, prompt)
         await asyncio.sleep(self.first_byte)
+        if request.transport is None:  # the client has left before anything began
+            return web.Response()
         begun = self.clock()
         remember(self.entries, changed, begun)
         self.forget_dead_entries(begun)
@@ -204,6 +210,9 @@ async def errors(
         refused = ProxyError(413, "Request exceeds the maximum size")
     except web.HTTPException as left:
         refused = ProxyError(left.status, "Not found" if left.status == 404 else left.reason)
+    except Exception:
+        log.exception("The practice upstream failed")
+        refused = ProxyError(500, "Internal server error")
     return web.json_response(refused.body(request[REQUEST_ID]), status=refused.status)
 
 

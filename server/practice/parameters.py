@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from server.practice.asked import Asked
 from server.practice.blocks import as_bytes, tokens
 
@@ -93,7 +95,7 @@ def thinking_type(asked: Asked) -> str | None:
 
 
 def thinking_budget(asked: Asked) -> str | None:
-    if asked.thinking.get("budget_tokens", 0) >= asked.body.get("max_tokens", float("inf")):
+    if "budget_tokens" in asked.thinking and asked.thinking["budget_tokens"] >= asked.body.get("max_tokens", math.inf):
         return "`max_tokens` must be greater than `thinking.budget_tokens`"
     return None
 

@@ -15,7 +15,7 @@ class Malformed(Exception):
     """What is wrong and where, in Anthropic's words."""
 
 
-# ------------------------------------------------------------------------------------------------ what may stand there
+# ---------------------------------------------------------------------------- what may stand there
 
 
 def text(value: Any, path: str) -> None:
@@ -128,7 +128,7 @@ def tagged(kinds: Mapping[str, Check], default: str | None = None) -> Check:
     return check
 
 
-# ---------------------------------------------------------------------------------------------------------- the fields
+# -------------------------------------------------------------------------------------- the fields
 
 MARK = or_null(record({"type": one_of("ephemeral")}, {"ttl": one_of("5m", "1h")}))
 TYPE = {"type": text}
@@ -231,7 +231,7 @@ TOOLS = each(
                     "input_examples": each(mapping),
                 },
             ),
-            **dict.fromkeys(SERVER_TOOLS, block({}, open=True)),
+            **dict.fromkeys(SERVER_TOOLS, block({}, {"name": text}, open=True)),
         },
         default="custom",
     )
