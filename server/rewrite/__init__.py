@@ -6,22 +6,48 @@ from server.request import ChatRequest
 from server.rewrite.betas import fit_betas
 from server.rewrite.context import Context, Options, Step
 from server.rewrite.counting import fit_counting
+from server.rewrite.fields import fit_fields
+from server.rewrite.images import fit_images
+from server.rewrite.marks import fit_marks
+from server.rewrite.max_tokens import fit_max_tokens
 from server.rewrite.model import choose_model
 from server.rewrite.persona import add_persona
+from server.rewrite.prefill import fit_prefill
+from server.rewrite.refused import leave_out_refused
+from server.rewrite.roles import fit_roles
 from server.rewrite.sampling import fit_sampling
 from server.rewrite.system_line import add_system_line
+from server.rewrite.texts import fit_texts
+from server.rewrite.thinking import fit_thinking
+from server.rewrite.thoughts import fit_thoughts
+from server.rewrite.tools import fit_tools
 from server.rewrite.ttl import strip_ttl
+from server.rewrite.version import fit_version
 
-__all__ = ["STEPS", "Context", "Options", "Step", "rewrite", "step_name"]
+__all__ = ["STEPS", "Context", "Options", "Step", "readme_table", "rewrite", "step_name"]
 
 STEPS: tuple[Step, ...] = (
     choose_model,
+    fit_version,
     add_persona,
+    # what the request says
+    fit_fields,
+    fit_roles,
+    fit_texts,
+    fit_tools,
+    fit_images,
+    add_system_line,  # behind the steps that may still put something into `system`
+    fit_thoughts,  # behind everything that changes what stands before earlier thinking
+    fit_prefill,
+    # how it is to be answered
+    fit_thinking,
+    fit_max_tokens,
     fit_sampling,
     fit_counting,
     fit_betas,
-    add_system_line,
     strip_ttl,
+    fit_marks,
+    leave_out_refused,
 )
 
 

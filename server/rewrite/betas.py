@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from server.request import ChatRequest
@@ -15,11 +16,15 @@ DROPPED = {"output-128k-2025-02-19", "context-1m-2025-08-07", "tools-2024-05-16"
 
 def fit_betas(request: ChatRequest, context: Context) -> ChatRequest:
     """Leaves out beta values of the past that some accounts refuse, and adds the one that sign-in tokens need."""
-    kept = tuple(beta for beta in request.betas if beta not in DROPPED)
-    dropped = tuple(beta for beta in request.betas if beta in DROPPED)
+    refused = {beta for value in context.learned(request, "beta") for beta in value.split()}
+    dropped = tuple(
+        b for b in request.betas if b in DROPPED | refused or not re.fullmatch(r"[\w.-]{1,100}", b, re.ASCII)
+    )
+    kept = tuple(beta for beta in request.betas if beta not in dropped)
     added = (OAUTH,) if context.kind != "api_key" and OAUTH not in kept else ()
     if not dropped and not added:
         return request
-    parts = [f"left out {', '.join(dropped)}" if dropped else "", f"added {', '.join(added)}" if added else ""]
+    named = ", ".join(beta if beta.isascii() and beta.isprintable() else "an unreadable one" for beta in dropped)
+    parts = [f"left out {named[:300]}" if dropped else "", f"added {', '.join(added)}" if added else ""]
     detail = " and ".join(part for part in parts if part)
     return replace(request.noted("fit_betas", f"{detail[0].upper()}{detail[1:]}."), betas=(*kept, *added))

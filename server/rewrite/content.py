@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from server.models import Model
+
 Block = dict[str, Any]
+Message = dict[str, Any]
+
+THOUGHTS = ("thinking", "redacted_thinking")
+THINKING_OFF = ("disabled", "between_tools", "off", "none")
+NOTHING_SAID = "[No text]"  # stands in where nothing is left of a chat
 
 
 def text_block(text: str) -> Block:
@@ -13,10 +20,90 @@ def text_block(text: str) -> Block:
 
 
 def as_blocks(content: str | list[Block] | None) -> list[Block]:
-    """`system` or a message's `content` as a list of blocks; none for null, absent and "" (the API refuses empty text)."""
+    """`system` or a message's `content` as a list of blocks; none for null, absent and "", which the API refuses."""
     if isinstance(content, str):
         return [text_block(content)] if content else []
     return content or []
+
+
+def user_message(*blocks: Block) -> Message:
+    return {"role": "user", "content": list(blocks)}
+
+
+def is_blank(block: Mapping[str, Any]) -> bool:
+    """A text without a letter in it, which the API refuses."""
+    return block.get("type") == "text" and not str(block.get("text") or "").strip()
+
+
+def said(content: str | list[Block] | None) -> str:
+    """The text of some content, block after block."""
+    return "".join(str(block.get("text") or "") for block in as_blocks(content) if block.get("type") == "text")
+
+
+def inner_blocks(block: Block) -> list[Block]:
+    """The blocks inside a tool result."""
+    content = block.get("content") if block.get("type") == "tool_result" else None
+    return [inner for inner in content if isinstance(inner, dict)] if isinstance(content, list) else []
+
+
+def asks_to_think(body: Mapping[str, Any]) -> bool:
+    """Whether the request itself asks for thinking."""
+    thinking = body.get("thinking")
+    return bool(thinking) and isinstance(thinking, dict) and thinking.get("type") not in THINKING_OFF
+
+
+def by_budget(thinking: Mapping[str, Any] | None, model: Model) -> bool:
+    """Whether thinking that is asked for becomes, or stays, `enabled` with a budget on this model."""
+    if not thinking or thinking.get("type") in THINKING_OFF or "enabled" not in model.thinking:
+        return False
+    kind = thinking.get("type")
+    return (
+        "adaptive" not in model.thinking
+        or kind == "enabled"
+        or (kind != "adaptive" and bool(thinking.get("budget_tokens")))
+    )
+
+
+def answers_tools(message: Message) -> bool:
+    """Whether a user message brings results of tool calls."""
+    return any(block.get("type") == "tool_result" for block in as_blocks(message.get("content")))
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def with_blocks(blocks: list[Block], change: Callable[[Block], list[Block]]) -> list[Block]:
+    """The blocks, each as what `change` makes of it: none, itself or others; first those inside tool results.
+
+    What does not change stays the same object, the list included.
+    """
+    new: list[Block] = []
+    for block in blocks:
+        inner = block.get("content") if block.get("type") == "tool_result" else None
+        if isinstance(inner, list) and all(isinstance(part, dict) for part in inner):
+            changed = with_blocks(inner, change)
+            block = block if changed is inner else {**block, "content": changed}
+        new += change(block)
+    return blocks if len(new) == len(blocks) and all(a is b for a, b in zip(new, blocks, strict=True)) else new
+
+
+def with_messages(
+    messages: list[Message],
+    change: Callable[[Block], list[Block]],
+    roles: tuple[str, ...] = ("user", "assistant", "system"),
+) -> list[Message]:
+    """The messages of these roles with their blocks changed. One without blocks left is left out: the API joins its
+    neighbours, and refuses empty ones."""
+    new: list[Message] = []
+    for message in messages:
+        blocks = as_blocks(message.get("content")) if message.get("role") in roles else []
+        changed = with_blocks(blocks, change)
+        if changed is blocks:
+            new.append(message)
+        elif changed:
+            new.append({**message, "content": changed})
+    return new
 
 
 def marked(body: dict[str, Any]) -> Iterator[Block]:
@@ -28,5 +115,4 @@ def marked(body: dict[str, Any]) -> Iterator[Block]:
     for message in body["messages"]:
         for block in as_blocks(message.get("content")):
             yield block
-            if isinstance(block.get("content"), list):
-                yield from (inner for inner in block["content"] if isinstance(inner, dict))
+            yield from inner_blocks(block)

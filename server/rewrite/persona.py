@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.request import ChatRequest
-from server.rewrite.content import as_blocks, text_block
+from server.rewrite.content import answers_tools, as_blocks, asks_to_think, text_block
 from server.rewrite.context import Context
 
 
@@ -18,7 +18,7 @@ def add_persona(request: ChatRequest, context: Context) -> ChatRequest:
     body = dict(request.body)
     if persona.system:
         body["system"] = [text_block(persona.system), *as_blocks(body.get("system"))]
-    suffix = persona.suffix_thinking if thinks(request) and persona.suffix_thinking else persona.suffix
+    suffix = persona.suffix_thinking if asks_to_think(request.body) and persona.suffix_thinking else persona.suffix
     if suffix:
         body["messages"] = with_suffix(body["messages"], suffix)
     settings = {key: value for key, value in persona.settings.items() if key not in body}
@@ -27,16 +27,11 @@ def add_persona(request: ChatRequest, context: Context) -> ChatRequest:
     return request.but("add_persona", f"Added the persona “{persona.name}”.", **{**body, **settings})
 
 
-def thinks(request: ChatRequest) -> bool:
-    """Whether the request asks for thinking by itself."""
-    thinking = request.body.get("thinking") or {}
-    return thinking.get("type") in ("enabled", "adaptive")
-
-
 def with_suffix(messages: list[dict[str, Any]], suffix: str) -> list[dict[str, Any]]:
-    """The messages with `suffix` as last text of the last user message; as a message of its own where none is."""
+    """The messages with `suffix` as last text of the last message in which the user speaks, so that it keeps its place
+    while tools are called; as a message of its own where there is none."""
     for i in range(len(messages) - 1, -1, -1):
-        if messages[i]["role"] == "user":
+        if messages[i]["role"] == "user" and not answers_tools(messages[i]):
             message = {**messages[i], "content": [*as_blocks(messages[i].get("content")), text_block(suffix)]}
             return [*messages[:i], message, *messages[i + 1 :]]
     return [*messages, {"role": "user", "content": [text_block(suffix)]}]

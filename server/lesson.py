@@ -1,0 +1,436 @@
+"""What a 400 teaches: the known kinds of refusal, read from the upstream's words, and the model as taught by them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.models import EFFORTS, THINKING_TYPES, Model
+from server.request import Change, ChatRequest
+
+SAMPLERS = ("temperature", "top_p", "top_k")
+MOST_LESSONS = 8  # of one request: whoever refuses more than that is not to be pleased
+
+# Without these there is no request, or no meaning in it: they are mended by their own steps or not at all.
+NEVER_LEFT_OUT = {"model", "messages", "max_tokens", "system", "stream"}
+NEEDED_INSIDE = {
+    *("type", "role", "content", "text", "source", "data", "media_type", "url", "file_id", "id", "name", "input"),
+    *("tool_use_id", "input_schema", "thinking", "signature", "user_id", "budget_tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One thing a model refused. `rule` says which kind, `value` the particulars, `did` what is done about it from now
+    on. What is not `lasting` holds for the request in hand alone."""
+
+    rule: str
+    value: str
+    refused: str
+    did: str
+    lasting: bool = True
+
+    def change(self, model: str) -> Change:
+        """How the receipt of the request that learned it names it."""
+        return Change("learn", f"{model} refused {self.refused}; {self.did}{' and remembered that' * self.lasting}.")
+
+
+def lesson(message: str, sent: ChatRequest) -> Lesson | None:
+    """What the words of a 400 teach about the request as it was sent; None if they name no known kind of refusal.
+
+    The wording is not stable on the upstream's side (anthropic-api.md B4 holds what was seen until 2026-11), so words
+    are looked for, not sentences; a refusal of any other field that can be left out is understood by its name.
+    """
+    words = " ".join(message.lower().split())
+    if any(phrase in words for phrase in NOTHING_TO_LEARN):
+        return None
+    return next((found for reader in READERS if (found := reader(words, message, sent)) is not None), None)
+
+
+NOTHING_TO_LEARN = (
+    *("prompt is too long", "usage limits", "credit balance", "only authorized for", "third-party apps", "billing"),
+    *("organization has been disabled", "content filtering"),
+)
+REFUSES = re.compile(
+    r"not (?:be )?(?:\w+ )?(?:supported|permitted|allowed|available|valid|accepted|recognized|combined|used|set)"
+    r"|unsupported|unexpected|unknown|unrecognized|deprecated|extra input|no longer|cannot|can't|may only|may not"
+    r"|invalid|must|should|removed|does not (?:support|accept|match|take|allow)|doesn't (?:support|accept)|range|refuse"
+)
+
+Reader = Callable[[str, str, ChatRequest], Lesson | None]
+
+
+def room_for_reply(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """`input length and max_tokens exceed context limit: 196000 + 8192 > 200000`: a shorter reply fits."""
+    found = re.search(r"context.*?(\d+) \+ (\d+) > (\d+)", words.replace(",", ""))
+    if not found or (room := int(found[3]) - int(found[1])) < 256:
+        return None
+    return Lesson(
+        "room", str(room), "so long a reply behind so long a chat", f"cut max_tokens to {room:,}", lasting=False
+    )
+
+
+def longest_reply(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    asked = sent.body.get("max_tokens")
+    if (
+        ("max_tokens" not in words and "output tokens" not in words)
+        or "budget_tokens" in words
+        or not isinstance(asked, int)
+    ):
+        return None
+    numbers = [int(n) for n in re.findall(r"\d+", words.replace(",", "")) if 0 < int(n) < asked]
+    if not numbers or not re.search(r">|maximum|at most|exceed|less than|up to|limit", words):
+        return None
+    most = max(numbers)
+    return Lesson("max_tokens", str(most), f"a max_tokens of {asked:,}", f"cut it to {most:,}")
+
+
+def pictures(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """A picture that cannot be read, or is too large: by its place if the words name one, else all of them."""
+    if "image" not in words or "input tag" in words or not (found := images_named(message, sent)):
+        return None
+    pixels = re.search(r"(\d{3,5}) ?(?:pixels|px)", words)
+    if pixels and not sent_with_limit(sent, int(pixels[1])):
+        return Lesson("image_pixels", pixels[1], "so large a picture", f"shrank it to {pixels[1]} pixels")
+    if not re.search(
+        r"process|media type|exceed|dimension|base64|invalid|support|size|decode|format|corrupt|read", words
+    ):
+        return None
+    return Lesson(f"image {' '.join(found)[:200]}", " ".join(found), "a picture", "put a short note in its place")
+
+
+def images_named(message: str, sent: ChatRequest) -> list[str]:
+    place = re.search(r"messages\.(\d+)\.content\.(\d+)((?:\.\w+)*)", message)
+    chosen: Iterable[Any] = images_of(sent.body["messages"])
+    if place:
+        try:
+            block = sent.body["messages"][int(place[1])]["content"][int(place[2])]
+        except (IndexError, KeyError, TypeError):
+            block = None
+        inner = re.search(r"\bcontent\.(\d+)", place[3])
+        content = block.get("content") if isinstance(block, dict) else None
+        if inner and isinstance(content, list) and int(inner[1]) < len(content):
+            block = content[int(inner[1])]
+        chosen = list(images_of([{"content": [block]}])) or list(chosen)
+    return list(dict.fromkeys(image_digest(image) for image in chosen))
+
+
+def images_of(messages: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    """Every image block of the messages, those inside tool results too."""
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        for block in content if isinstance(content, list) else ():
+            if isinstance(block, dict) and block.get("type") == "image":
+                yield block
+            elif isinstance(block, dict) and block.get("type") == "tool_result":
+                yield from images_of([block])
+
+
+def image_digest(image: Mapping[str, Any]) -> str:
+    """A picture's name among the lessons: a hash of its data, or of its address."""
+    source = image.get("source")
+    source = source if isinstance(source, dict) else {}
+    what = source.get("data") or source.get("url") or source.get("file_id") or ""
+    return hashlib.blake2b(str(what).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def sent_with_limit(sent: ChatRequest, pixels: int) -> bool:
+    """Whether the pictures were already shrunk to that many pixels, to no avail."""
+    return any(change.name == "fit_images" and f"{pixels:,} pixels" in change.detail for change in sent.changes)
+
+
+def prefill(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    if "prefill" in words or "must end with a user" in words or "last message must be" in words:
+        return Lesson("prefill", "", "the opening words of its reply", "asked for them in words instead")
+    return None
+
+
+def thinking_type(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """The type in the request, when the words refuse it; one they recommend is taken over if nothing else is left."""
+    asked = (sent.body.get("thinking") or {}).get("type")
+    if (
+        not isinstance(asked, str)
+        or "thinking" not in words
+        or "tool_choice" in words
+        or "budget" in words.split(". ")[0]
+    ):
+        return None
+    first = words.split(". ")[0]
+    named = re.search(r"thinking\.(?:type\.)?[\"'`]?(\w+)", first) or re.search(r"\b(\w+) thinking\b", first)
+    if not (asked in first or (named and named[1] in (asked, "type"))) or not REFUSES.search(first):
+        return None
+    if any(name in first for name in (*SAMPLERS, "effort", "display", "block_binding", "signature", "expected")):
+        return None
+    others = re.findall(r"thinking\.type\.(\w+)", words) + re.findall(r"[\"'`](\w+)[\"'`]", words)
+    instead = next((name for name in others if name != asked and name in THINKING_TYPES), "")
+    return Lesson(f"thinking {asked}", instead, f"thinking “{asked}”", "asked for the nearest it takes")
+
+
+def thinking_too_much(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """Thinking that cannot be together with what else stands in this very request."""
+    if "expected" in words and "thinking" in words and "found" in words:
+        return Lesson("no_thinking", "", "to think in the middle of tool calls", "switched thinking off", lasting=False)
+    if "thinking" in words and "tool_choice" in words:
+        return Lesson("no_forced_thinking", "", "a forced tool while it thinks", "switched thinking off for that")
+    return None
+
+
+def effort(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    asked = (sent.body.get("output_config") or {}).get("effort")
+    if not isinstance(asked, str) or "effort" not in words or "thinking.type." in words:
+        return None
+    if "thinking" in words and re.search(r"disabled|off|between_tools", words):
+        return Lesson(f"off_effort {asked}", asked, f"effort {asked} without thinking", "asked for the next lower one")
+    listed = re.search(
+        r"(?:supported|allowed|valid|available|one of|should be|must be)[^:]*?:?\s(.*)", words.split(asked, 1)[-1]
+    )
+    levels = [level for level in EFFORTS if listed and re.search(rf"\b{level}\b", listed[1])]
+    if levels and asked not in levels:
+        return Lesson("efforts", " ".join(levels), f"effort {asked}", "asked for the nearest it takes")
+    if asked in words:
+        return Lesson(f"effort {asked}", asked, f"effort {asked}", "asked for the nearest it takes")
+    return Lesson("efforts", "", "the effort setting", "left it out")
+
+
+def samplers(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """“deprecated” and “extra inputs” speak of all three at once; other words of those they name."""
+    named = [name for name in SAMPLERS if name in sent.body and re.search(rf"\b{name}\b", words)]
+    if not named or not REFUSES.search(words):
+        return None
+    if "temperature" in named and "top_p" in named:
+        return Lesson("sampling", "one", "temperature and top_p together", "kept one of the two")
+    if "deprecated" in words or "extra input" in words or "no longer" in words:
+        return Lesson("sampling", "none", " and ".join(named), "left all samplers out")
+    listed = " and ".join(named)
+    return Lesson(f"field {listed}", " ".join(named), listed, f"left {'it' if len(named) == 1 else 'them'} out")
+
+
+def forced_tool(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    choice = (sent.body.get("tool_choice") or {}).get("type")
+    if choice not in ("any", "tool") or "tool_choice" not in words or "thinking" in words or not REFUSES.search(words):
+        return None
+    return Lesson("forced_tools", "", "a forced tool", "asked for it in words instead")
+
+
+def system_role(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    if not any(m.get("role") == "system" for m in sent.body["messages"]):
+        return None
+    if re.search(r"role[^.]{0,20}system|'system'|\"system\"|system message|\.role\b", words):
+        return Lesson("system_messages", "", "system messages inside the chat", "sent them as marked user text")
+    return None
+
+
+def order_of_roles(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    if "first message" in words and "user" in words:
+        return Lesson("user_first", "", "a chat that begins with the assistant", "put a short user message in front")
+    if re.search(r"\balternat|multiple .*roles? in a row|consecutive", words):
+        return Lesson("alternate", "", "two messages of one side in a row", "joined them")
+    return None
+
+
+def betas(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    named = [beta for beta in sent.betas if beta.lower() in words]
+    if not named and "long context beta" in words:
+        named = [beta for beta in sent.betas if beta.startswith("context-1m")]
+    if not named and "anthropic-beta" in words:
+        named = list(sent.betas)
+    if not named or any(beta.startswith("oauth-") for beta in named):
+        return None
+    return Lesson(f"beta {' '.join(named)}", " ".join(named), f"the beta {', '.join(named)}", "left it out")
+
+
+def version(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    if "anthropic-version" in words and sent.version != ChatRequest.version:
+        return Lesson("version", ChatRequest.version, f"version {sent.version}", f"spoke version {ChatRequest.version}")
+    return None
+
+
+def thoughts(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """Thinking blocks sent back that no longer fit: first those of earlier turns go, then all."""
+    if "thinking" not in words or not re.search(r"signature|block", words):
+        return None
+    if "block_binding" in (sent.body.get("thinking") or {}) and "extra input" in words:
+        return None
+    places = [i for i, m in enumerate(sent.body["messages"]) if has_thoughts(m)]
+    if not places:
+        return None
+    if any(i < loop_start(sent.body["messages"]) for i in places):
+        return Lesson("thoughts", "", "thinking of earlier turns", "left it out")
+    return Lesson("all_thoughts", "", "thinking sent back", "left it out", lasting=False)
+
+
+def has_thoughts(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(b.get("type") in ("thinking", "redacted_thinking") for b in content)
+
+
+def loop_start(messages: list[dict[str, Any]]) -> int:
+    """Where the open tool loop at the end begins: behind the last message in which a person speaks."""
+    for i in range(len(messages) - 1, -1, -1):
+        if messages[i].get("role") == "user" and not answers_tools(messages[i]):
+            return i + 1
+    return 0
+
+
+def answers_tools(message: Mapping[str, Any]) -> bool:
+    """Whether a user message brings results of tool calls."""
+    content = message.get("content")
+    return isinstance(content, list) and any(block.get("type") == "tool_result" for block in content)
+
+
+def marks(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    if "cache_control" not in words:
+        return None
+    if most := re.search(r"maximum of (\d) block", words):
+        return Lesson("marks", most[1], "so many cache marks", f"kept {most[1]}")
+    if "ttl" in words and "ttl" in str(list(all_marks(sent.body))):
+        return Lesson("ttl", "", "the lifetime of cache marks", "left it out")
+    return Lesson("marks", "0", "cache marks", "left them out")
+
+
+def all_marks(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        if "cache_control" in value:
+            yield value["cache_control"]
+        for child in value.values():
+            yield from all_marks(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from all_marks(child)
+
+
+def tool_kind(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """A kind of tool that this model or account does not have, as an old web search."""
+    kinds = {
+        str(tool["type"]): None for tool in sent.body.get("tools") or () if isinstance(tool, dict) and tool.get("type")
+    }
+    named = [kind for kind in kinds if kind != "custom" and re.search(rf"\b{re.escape(kind.lower())}\b", words)]
+    if not named and "web search" in words:
+        named = [kind for kind in kinds if kind.startswith("web_search")]
+    if not named or not REFUSES.search(words):
+        return None
+    return Lesson(f"tool {' '.join(named)}", " ".join(named), f"the tool {', '.join(named)}", "left it out")
+
+
+def block_kind(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """A kind of content block that is not known there."""
+    found = re.search(r"input tag '([\w-]+)'", words) if "messages." in words else None
+    if not found or found[1] in ("text", "user", "assistant"):
+        return None
+    return Lesson(f"block {found[1]}", found[1], f"content of the kind {found[1]}", "put a short note in its place")
+
+
+def any_field(words: str, message: str, sent: ChatRequest) -> Lesson | None:
+    """Any other field the words name by its path (`tools.0.custom.strict: …`) or by its name in quotation marks."""
+    if not REFUSES.search(words):
+        return None
+    paths = re.findall(r"(?:^|[\s`\"'(])([a-z_]\w*(?:\.\w+)*)(?=[`\"')]|:\s|\s|$)", message)
+    for path in paths:
+        if pattern := field_pattern(path, sent.body):
+            return Lesson(f"field {pattern}", pattern, pattern.replace(".*", ""), "left it out")
+    for name in sent.body:
+        spoken = str(name).replace("_", "[ _-]")
+        if name not in NEVER_LEFT_OUT and re.search(rf"\b{spoken}s?\b", words):
+            return Lesson(f"field {name}", str(name), str(name), "left it out")
+    for phrase, field in SPOKEN.items():
+        if phrase in words and field_pattern(field, sent.body):
+            return Lesson(f"field {field}", field, phrase, "left it out")
+    return None
+
+
+SPOKEN = {"fast mode": "speed", "structured output": "output_config.format", "automatic caching": "cache_control"}
+
+
+def field_pattern(path: str, body: Mapping[str, Any]) -> str:
+    """The field at `path` with `*` for numbers; "" if the body has none there, or one that is needed.
+
+    Anthropic's paths name the kind of a block between its number and its field: `messages.0.content.1.text.citations`.
+    """
+    here: Any = body
+    pattern: list[str] = []
+    parts = path.split(".")
+    for i, part in enumerate(parts):
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                return ""
+            here = here[int(part)]
+            pattern.append("*")
+        elif isinstance(here, dict) and part in here:
+            here = here[part]
+            pattern.append(part)
+        elif not isinstance(here, dict) or i == len(parts) - 1 or part not in (here.get("type"), "custom"):
+            return ""
+    if not pattern or pattern[-1] == "*":
+        return ""
+    needed = NEVER_LEFT_OUT if len(pattern) == 1 else NEEDED_INSIDE
+    return "" if pattern[-1] in needed else ".".join(pattern)
+
+
+READERS: tuple[Reader, ...] = (
+    version,
+    betas,
+    room_for_reply,
+    longest_reply,
+    marks,
+    tool_kind,
+    block_kind,
+    pictures,
+    prefill,
+    thinking_too_much,
+    effort,
+    samplers,
+    thinking_type,
+    forced_tool,
+    system_role,
+    order_of_roles,
+    thoughts,
+    any_field,
+)
+
+
+def taught(model: Model, lessons: Iterable[Lesson]) -> Model:
+    """The model's row with what its refusals taught laid over it."""
+    for one in lessons:
+        kind, _, rest = one.rule.partition(" ")
+        match kind:
+            case "sampling":
+                model = replace(model, sampling="none" if one.value == "none" or model.sampling == "none" else "one")
+            case "prefill":
+                model = replace(model, prefill=False)
+            case "thinking":
+                model = without_thinking_type(model, rest, one.value)
+            case "efforts":
+                model = with_efforts(model, tuple(level for level in EFFORTS if level in one.value.split()))
+            case "effort":
+                model = with_efforts(model, tuple(level for level in model.efforts if level != one.value))
+            case "off_effort":
+                model = replace(model, off_efforts=tuple(e for e in model.off_efforts if e != one.value))
+            case "forced_tools":
+                model = replace(model, forced_tools=False)
+            case "system_messages":
+                model = replace(model, system_messages=False)
+            case "max_tokens":
+                model = replace(model, max_output=min(model.max_output, int(one.value)))
+            case "thoughts":
+                model = replace(model, binds_thinking=True)
+    return model
+
+
+def without_thinking_type(model: Model, refused: str, instead: str) -> Model:
+    kinds = model.thinking - {refused}
+    if instead and not kinds & {"adaptive", "enabled"}:
+        kinds |= {instead}
+    off = model.thinking_off
+    if off == refused:
+        off = next((kind for kind in ("disabled", "between_tools") if kind in kinds), "never")
+    return replace(model, thinking=kinds, thinking_off=off)
+
+
+def with_efforts(model: Model, efforts: tuple[str, ...]) -> Model:
+    default = model.default_effort if model.default_effort in efforts else "high" if "high" in efforts else ""
+    return replace(
+        model, efforts=efforts, default_effort=default, off_efforts=tuple(e for e in model.off_efforts if e in efforts)
+    )

@@ -1,0 +1,42 @@
+"""Step: empty texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.request import ChatRequest
+from server.rewrite.content import (
+    NOTHING_SAID,
+    Block,
+    as_blocks,
+    is_blank,
+    text_block,
+    user_message,
+    with_blocks,
+    with_messages,
+)
+from server.rewrite.context import Context
+
+
+def fit_texts(request: ChatRequest, context: Context) -> ChatRequest:
+    """Leaves out empty and blank texts and messages, which the API refuses; a chat
+    with nothing in it gets a placeholder."""
+    body = request.body
+    messages = with_messages(body["messages"], without_blank)
+    messages = [message for message in messages if as_blocks(message.get("content"))]
+    if not messages:
+        messages = [user_message(text_block(NOTHING_SAID))]
+    new: dict[str, Any] = {**body, "messages": messages}
+    system = as_blocks(body.get("system"))
+    texts = with_blocks([block for block in system if block.get("type") == "text"], without_blank)
+    if "system" in body and not texts:
+        del new["system"]
+    elif texts != system:
+        new["system"] = texts
+    if new == body:
+        return request
+    return request.noted("fit_texts", "Left out empty texts, which the API refuses.", body=new)
+
+
+def without_blank(block: Block) -> list[Block]:
+    return [] if is_blank(block) else [block]

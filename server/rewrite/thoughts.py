@@ -1,0 +1,55 @@
+"""Step: thinking blocks sent back."""
+
+from __future__ import annotations
+
+from server.lesson import loop_start
+from server.request import ChatRequest
+from server.rewrite.content import NOTHING_SAID, THOUGHTS, Block, Message, as_blocks, plural, text_block, user_message
+from server.rewrite.context import Context
+
+# Steps after which a chat is no longer what the model's earlier thinking was signed with.
+PREFIX_CHANGES = {"add_persona", "add_system_line", "fit_fields", "fit_roles", "fit_texts", "fit_tools", "fit_images"}
+
+
+def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
+    """Takes earlier thinking out of the chat where it would be refused: without its signature, at the end of a message,
+    or, on models that bind it to everything before it, when the proxy added a persona or changed the chat. Thinking in
+    the middle of tool calls stays."""
+    model = context.model_of(request)
+    messages: list[Message] = request.body["messages"]
+    if model is None or not any(is_thought(b) for m in messages for b in as_blocks(m.get("content"))):
+        return request
+    changed = any(change.name in PREFIX_CHANGES for change in request.changes)
+    unbound = bool(context.learned(request, "thoughts")) or (model.binds_thinking and changed)
+    keep_from = len(messages) if context.learned(request, "all_thoughts") else loop_start(messages) if unbound else 0
+    new: list[Message] = []
+    count = 0
+    for i, message in enumerate(messages):
+        blocks = as_blocks(message.get("content"))
+        kept = [block for block in blocks if not is_thought(block) or (i >= keep_from and is_whole(block, message))]
+        while kept and is_thought(kept[-1]):
+            kept.pop()
+        count += len(blocks) - len(kept)
+        if len(kept) == len(blocks):
+            new.append(message)
+        elif kept:
+            new.append({**message, "content": kept})
+    if not count:
+        return request
+    detail = f"Took {plural(count, 'block')} of earlier thinking out of the chat: {model.display_name} would refuse it."
+    return request.but("fit_thoughts", detail, messages=new or [user_message(text_block(NOTHING_SAID))])
+
+
+def is_thought(block: Block) -> bool:
+    return block.get("type") in THOUGHTS
+
+
+def is_whole(block: Block, message: Message) -> bool:
+    """Whether a thinking block can be what the API once sent: signed, and the assistant's."""
+    if message["role"] != "assistant":
+        return False
+    if block["type"] == "redacted_thinking":
+        return isinstance(block.get("data"), str) and bool(block["data"])
+    return (
+        isinstance(block.get("thinking"), str) and isinstance(block.get("signature"), str) and bool(block["signature"])
+    )

@@ -1,0 +1,291 @@
+"""Step: tools, their calls and their results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.models import Model
+from server.request import ChatRequest
+from server.rewrite.content import (
+    Block,
+    Message,
+    as_blocks,
+    asks_to_think,
+    by_budget,
+    inner_blocks,
+    text_block,
+    user_message,
+)
+from server.rewrite.context import Context
+
+NO_RESULT = "No result was kept."
+TOOL_KEYS = {
+    *(
+        "type",
+        "name",
+        "description",
+        "input_schema",
+        "cache_control",
+        "strict",
+        "defer_loading",
+        "eager_input_streaming",
+    ),
+    *("allowed_callers", "input_examples"),
+}
+
+
+def fit_tools(request: ChatRequest, context: Context) -> ChatRequest:
+    """Mends tools so that they are taken: names (unique, plain letters), choices of tools that are not there, calls
+    that lost their result or results that lost their call when a chat was edited. A forced tool becomes a sentence in
+    words on models that cannot be forced, and thinking gives way to it where both at once are refused."""
+    model = context.model_of(request)
+    if model is None:
+        return request
+    request = fit_definitions(request, context)
+    request = fit_calls(request)
+    return fit_choice(request, context, model)
+
+
+# ------------------------------------------------------------------------------------------------------- definitions
+
+
+def fit_definitions(request: ChatRequest, context: Context) -> ChatRequest:
+    given = request.body.get("tools")
+    if given is None:
+        return request
+    refused = {kind for value in context.learned(request, "tool") for kind in value.split()}
+    tools: list[dict[str, Any]] = []
+    names: set[str] = set()
+    for tool in given if isinstance(given, list) else ():
+        fitted = definition(tool) if isinstance(tool, dict) else None
+        name = tool_name(fitted) if fitted else ""
+        if fitted is None or name in names or fitted.get("type") in refused:
+            continue
+        names.add(name)
+        tools.append(fitted)
+    if tools == given:
+        return request
+    detail = "Mended the tools: their names must be unique and plain, their schemas objects."
+    return request.but("fit_tools", detail, tools=tools) if tools else request.without("fit_tools", detail, "tools")
+
+
+def definition(tool: dict[str, Any]) -> dict[str, Any] | None:
+    """A tool as the API takes it; None if it has no name. OpenAI's spelling is understood."""
+    inner = tool.get("function")
+    if isinstance(inner, dict):
+        tool = {
+            "name": inner.get("name"),
+            "description": inner.get("description"),
+            "input_schema": inner.get("parameters"),
+        }
+    if tool.get("type") not in (None, "custom", "function"):
+        return tool
+    name, schema, about = tool.get("name"), tool.get("input_schema"), tool.get("description")
+    if not isinstance(name, str) or not name:
+        return None
+    tool = {key: value for key, value in tool.items() if key in TOOL_KEYS}
+    if tool.get("type") == "function":
+        del tool["type"]
+    if "description" in tool and not isinstance(about, str):
+        del tool["description"]
+    schema = schema if isinstance(schema, dict) else {}
+    return {
+        **tool,
+        "name": plain_name(name),
+        "input_schema": schema if schema.get("type") == "object" else {**schema, "type": "object"},
+    }
+
+
+def tool_name(tool: dict[str, Any]) -> str:
+    return str(tool.get("name") or tool.get("type"))
+
+
+def plain_name(name: str) -> str:
+    """A name as the API takes it: up to 128 plain letters, digits, _ and -."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:128] or "tool"
+
+
+# -------------------------------------------------------------------------------------------------- calls and results
+
+
+@dataclass
+class Calls:
+    """The calls met so far in a chat: the names taken, and those of the last assistant turn that wait for a result."""
+
+    taken: set[str] = field(default_factory=set)
+    waiting: dict[str, str] = field(default_factory=dict)  # id as the front end has it → as it is sent
+
+    def called(self, block: Block) -> Block:
+        """A call with a name and an id of its own."""
+        given = str(block.get("id") or "")
+        base = re.sub(r"[^a-zA-Z0-9_-]", "_", given) or "call"
+        new, n = base, 2
+        while new in self.taken:
+            new, n = f"{base}_{n}", n + 1
+        self.taken.add(new)
+        self.waiting[given] = new
+        name, arguments = block.get("name"), block.get("input")
+        right = {
+            "id": new,
+            "name": plain_name(name if isinstance(name, str) else "tool"),
+            "input": as_object(arguments),
+        }
+        return block if all(block.get(key) == value for key, value in right.items()) else {**block, **right}
+
+
+def as_object(arguments: Any) -> dict[str, Any]:
+    """A call's arguments, which some front ends keep as the text they streamed in as."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return {"text": arguments}
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def fit_calls(request: ChatRequest) -> ChatRequest:
+    """Each call is answered first thing in the user turn behind it, once; neighbours of one role count as one turn."""
+    messages: list[Message] = request.body["messages"]
+    kinds = {block.get("type") for message in messages for block in as_blocks(message.get("content"))}
+    if not kinds & {"tool_use", "tool_result"}:
+        return request
+    calls = Calls()
+    new: list[Message] = []
+    for turn in turns_of(messages):
+        blocks = [block for message in turn for block in as_blocks(message.get("content"))]
+        if turn[0]["role"] == "assistant":
+            fitted = [part for block in blocks for part in as_said(block, calls)]
+        elif turn[0]["role"] == "user":
+            fitted = answered(blocks, calls)
+        else:
+            if calls.waiting:
+                new.append(user_message(*answered([], calls)))
+            fitted = blocks
+        if fitted == blocks:
+            new += turn
+        elif fitted:
+            new.append({**turn[0], "content": fitted})
+    if calls.waiting:
+        new.append(user_message(*answered([], calls)))
+    if new == messages:
+        return request
+    detail = "Mended tool calls that had lost their result, or results that had lost their call."
+    return request.but("fit_tools", detail, messages=new)
+
+
+def turns_of(messages: Iterable[Message]) -> list[list[Message]]:
+    turns: list[list[Message]] = []
+    for message in messages:
+        if turns and turns[-1][0]["role"] == message["role"]:
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return turns
+
+
+def as_said(block: Block, calls: Calls) -> list[Block]:
+    """A block of the assistant's."""
+    match block.get("type"):
+        case "tool_use":
+            return [calls.called(block)]
+        case "tool_result":
+            return as_words(block)
+    return [block]
+
+
+def answered(blocks: list[Block], calls: Calls) -> list[Block]:
+    """A user turn: the results of the waiting calls in front, what belongs to no call as words."""
+    results: dict[str, Block] = {}
+    rest: list[Block] = []
+    for block in blocks:
+        given = str(block.get("tool_use_id") or "")
+        if block.get("type") == "tool_result" and given in calls.waiting and given not in results:
+            id_ = calls.waiting[given]
+            results[given] = block if block.get("tool_use_id") == id_ else {**block, "tool_use_id": id_}
+        elif block.get("type") == "tool_result":
+            rest += as_words(block)
+        elif block.get("type") == "tool_use":
+            rest.append(
+                text_block(f"[Tool call: {block.get('name')} {json.dumps(block.get('input'), ensure_ascii=False)}]")
+            )
+        else:
+            rest.append(block)
+    for given, id_ in calls.waiting.items():
+        lost = {"type": "tool_result", "tool_use_id": id_, "content": NO_RESULT, "is_error": True}
+        results.setdefault(given, lost)
+    calls.waiting = {}
+    return [*results.values(), *rest]
+
+
+def as_words(result: Block) -> list[Block]:
+    """A tool's result as ordinary content."""
+    content = result.get("content")
+    if isinstance(content, str):
+        return [text_block(f"[Tool result: {content}]")] if content.strip() else []
+    inner = [
+        block for block in inner_blocks(result) if block.get("type") in ("text", "image", "document", "search_result")
+    ]
+    return [text_block("[Tool result:]"), *inner] if inner else []
+
+
+# ------------------------------------------------------------------------------------------------------------ choice
+
+
+def fit_choice(request: ChatRequest, context: Context, model: Model) -> ChatRequest:
+    body = request.body
+    if "tool_choice" not in body:
+        return request
+    names = {tool_name(tool) for tool in body.get("tools") or ()}
+    choice = choice_of(body["tool_choice"], names)
+    if choice is None:
+        return request.without("fit_tools", "Left out the choice of a tool that is not there.", "tool_choice")
+    if choice != body["tool_choice"]:
+        request = request.but("fit_tools", "Mended the choice of a tool.", tool_choice=choice)
+    if choice["type"] not in ("any", "tool"):
+        return request
+    clash = bool(context.learned(request, "no_forced_thinking"))
+    stuck = clash and model.thinking_off == "never"
+    if not model.forced_tools or stuck:
+        which = f"the tool “{choice['name']}”" if choice["type"] == "tool" else "one of your tools"
+        asked = user_message(text_block(f"[Call {which} in this reply.]"))
+        free = {key: value for key, value in choice.items() if key == "disable_parallel_tool_use"}
+        detail = f"Asked for the tool in words: {model.display_name} cannot be forced to call one."
+        return request.but(
+            "fit_tools", detail, tool_choice={"type": "auto", **free}, messages=with_last_words(body["messages"], asked)
+        )
+    if by_budget(body.get("thinking"), model) or (clash and (asks_to_think(body) or model.thinks_by_default)):
+        detail = "Switched thinking off for this request: it cannot be together with a forced tool."
+        return request.but("fit_tools", detail, thinking={"type": "disabled"})
+    return request
+
+
+def choice_of(choice: Any, names: set[str]) -> dict[str, Any] | None:
+    """A tool choice as the API takes it; None where there is nothing to choose. OpenAI's spelling is understood."""
+    if not names or not isinstance(choice, dict):
+        return None
+    kind, name = choice.get("type"), choice.get("name")
+    inner = choice.get("function")
+    if kind == "function" and isinstance(inner, dict):
+        kind, name = "tool", inner.get("name")
+    kind = {"required": "any"}.get(str(kind), kind)
+    if kind == "tool":
+        name = name if name in names else plain_name(str(name))
+        if name not in names:
+            kind = "auto"
+    if kind not in ("auto", "any", "tool", "none"):
+        kind = "auto"
+    fitted: dict[str, Any] = {"type": kind}
+    if kind == "tool":
+        fitted["name"] = name
+    if kind != "none" and isinstance(choice.get("disable_parallel_tool_use"), bool):
+        fitted["disable_parallel_tool_use"] = choice["disable_parallel_tool_use"]
+    return fitted
+
+
+def with_last_words(messages: list[Message], words: Message) -> list[Message]:
+    """The messages with a user's words behind everything; a separate message, which the API joins to its neighbour."""
+    return [*messages, words]
