@@ -173,8 +173,8 @@ class AntHome:
             raise Unavailable("this `ant` profile is renewed by another program, which has not done so")
         if not old.refresh_token:
             raise InvalidGrant("it came without a refresh token")
-        if self.file.closed:
-            raise Unavailable(self.file.closed)
+        if self.file.unreadable:
+            raise Unavailable(self.file.unreadable)
         if not may_be_replaced(self.file.path.resolve()):
             raise Unavailable(f"{self.file.path} cannot be written here, so its login cannot be renewed")
         return await oauth.refresh(

@@ -61,8 +61,8 @@ class ClaudeCodeHome:
         return edit
 
     async def ask(self, old: Tokens, *, repeat_lost: bool) -> Tokens:
-        if self.file.closed:
-            raise Unavailable(self.file.closed)
+        if self.file.unreadable:
+            raise Unavailable(self.file.unreadable)
         if not old.refresh_token:
             raise InvalidGrant("it came without a refresh token")
         if not may_be_replaced(self.file.path.resolve()):

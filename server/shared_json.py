@@ -49,7 +49,8 @@ class SharedJson:
     ) -> None:
         self.path = path
         self.document: Document = {}
-        self.closed = ""  # why it must not be written
+        self.closed = ""  # why it must not be written, however well it reads
+        self.unreadable = ""  # why the last look failed; until one succeeds, memory stands for the disk
         self.unsaved = ""  # why the last save failed
         self.notes: list[str] = []  # what happened to the file, for the owner
         self._ours = ours
@@ -88,7 +89,7 @@ class SharedJson:
         try:
             found, closed = await asyncio.to_thread(self._read, self.path)
         except FileNotFoundError:
-            self.closed = ""
+            self.closed, self.unreadable = "", ""
             folder_is_there = self.path.parent.is_dir()  # a drive or mount that went away empties nothing
             if not self._owed and (folder_is_there or not self._seen):
                 self._take({}, None)
@@ -97,12 +98,14 @@ class SharedJson:
             if self._ours and mend:
                 await self._mend(str(error))
             if not self._ours:
-                self.closed = f"{self.path} {error}"
+                self.unreadable = f"{self.path} {error}"
         except OSError as error:
-            self.closed = f"{self.path} cannot be read: {why(error)}. Make it readable for your user again."
-            logger.warning(self.closed)
+            words = f"{self.path} cannot be read: {why(error)}. Make it readable for your user again."
+            if words != self.unreadable:
+                logger.warning(words)
+            self.unreadable = words
         else:
-            self.closed, self._owed = closed, False
+            self.closed, self.unreadable, self._owed = closed, "", False
             self._take(found, stamp)
             if self._ours:
                 self._note(await asyncio.to_thread(files.mend_rights, self.path))
@@ -135,7 +138,8 @@ class SharedJson:
         await self.reload(mend=True)
         edits = tuple(self._edits)
         wanted, forget = document_after(edits, self._disk), self._forget
-        if self.closed:
+        if self.closed or self.unreadable:
+            self._fail(self.closed or self.unreadable)
             return False
         if self._owed or forget or wanted != self._disk:
             try:
@@ -150,7 +154,8 @@ class SharedJson:
         return True
 
     def _is_current(self) -> bool:
-        return self._seen and not self.closed and files.stamp(self.path) == self._stamp
+        settled = self._seen and not self.closed and not self.unreadable
+        return settled and files.stamp(self.path) == self._stamp
 
     def _take(self, document: Document, stamp: files.Stamp | None) -> None:
         self._disk, self._stamp, self._seen = document, stamp, True

@@ -121,12 +121,11 @@ class Wallet:
     @property
     def warnings(self) -> list[str]:
         found = [*self._notes, *self._file.notes]
-        if self._file.closed:
-            found.append(self._file.closed)
+        found += [words for words in (self._file.closed, self._file.unreadable) if words]
         found += [
             f"{file.path} could not be saved: {file.unsaved}. It is tried again until it works."
             for file in self._all_files()
-            if file.unsaved
+            if file.unsaved and not file.unreadable
         ]
         if unusable := sum(not is_usable(entry) for entry in all_entries(self._file.document)):
             found.append(f"tokens.json holds {unusable} account(s) that cannot be read; they are left as they are.")

@@ -28,6 +28,7 @@ class FakeOAuth:
     drop_answers: int = 0  # so many answers are lost after the tokens have rotated
     odd: deque = field(default_factory=deque)  # answers to give instead of the usual ones: (status, body, headers)
     always: tuple | None = None  # the same, every time
+    hang: int = 0  # so many calls get no answer at all, and change nothing
 
     def __post_init__(self):
         self.url = ""
@@ -61,6 +62,9 @@ class FakeOAuth:
         asked = json.loads(body)
         self.seen.append((asked, dict(request.headers), request.path))
         self.entered.set()
+        if self.hang:
+            self.hang -= 1
+            await asyncio.Event().wait()
         if self.gate:
             await self.gate.wait()
         if self.delay:
@@ -101,7 +105,7 @@ class FakeOAuth:
     async def serving(self):
         app = web.Application()
         app.router.add_post("/v1/oauth/token", self.token)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
