@@ -1,0 +1,392 @@
+"""What is known of the prompt caches: what they hold, how chats went on, what each upstream takes.
+
+Kept in data_dir/state.sqlite over restarts: digests keyed with a local secret, counts and times, never text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from server.models import Model
+from server.prefix import DIGEST, Entry, Place, Prompt, chained
+from server.rewrite.cache_plan import LOOKAHEAD, Held, Lifetime, Seen, Terms
+
+log = logging.getLogger(__name__)
+
+SAME_CHAT = 0.35  # of a prompt's bytes stand in another one
+REQUESTS = 96  # remembered in all
+RELATED = 24  # looked at for one plan
+MARGIN = 5.0  # seconds before an entry's end from which it is not counted on
+PROGRAM = 5.0  # pauses under this are a program's, and say nothing about the player's
+FORGET_ENTRY = 86_400.0  # an entry that died is remembered for a day, to say why a turn missed
+WEEK = 7 * 86_400.0
+ENTRIES = 20_000
+BYTES_PER_TOKEN, BYTES_PER_TOKEN_NEW = 4.0, 3.1  # until usage says better; the newer from Opus 4.7 on
+
+
+class Scope(NamedTuple):
+    """Who shares a cache. The credential may be any name that tells credentials apart; only its digest is kept."""
+
+    upstream: str
+    credential: str
+    workspace: str = ""
+
+
+class Kept(NamedTuple):
+    """An entry of an upstream's cache, as believed. `tokens`: as the upstream counted them, 0 where it did not say."""
+
+    lifetime: Lifetime
+    until: float
+    since: float
+    tokens: int = 0
+
+
+@dataclass(eq=False)
+class Request:
+    """An earlier request: what it consisted of, in digests, and how far later ones of its chat agreed with it."""
+
+    prompt: Prompt
+    at: float
+    pause: float | None
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    followers: int = 0
+    row: int = 0
+
+    def seen(self) -> Seen:
+        prompt = self.prompt
+        return Seen(len(prompt), prompt.head, prompt.lead, self.pause, tuple(self.steps), self.followers)
+
+    def follow(self, later: Prompt) -> None:
+        self.followers += 1
+        agreed = self.prompt.shared(later)
+        if self.followers <= LOOKAHEAD and agreed > (self.steps[-1][1] if self.steps else 0):
+            self.steps.append((self.followers, agreed))
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What an upstream was seen to do; what it does not take is believed for a week."""
+
+    reports: bool = False  # cache figures in `usage`
+    no_marks_until: float = 0.0
+    no_hours_until: float = 0.0
+    mixed: bool = False  # a mark of one lifetime found an entry of the other
+    doubts: int = 0  # misses in a row where it should have
+    separate_until: float = 0.0
+
+    def lifetimes(self, ttl_allowed: bool, now: float) -> tuple[Lifetime, ...]:
+        """What marks may say. Where lifetimes are separate: hours alone, so that one turn finds the other's entries."""
+        if now < self.no_marks_until:
+            return ()
+        if not ttl_allowed or now < self.no_hours_until:
+            return ("5m",)
+        return ("1h",) if now < self.separate_until else ("5m", "1h")
+
+
+class CacheMemory:
+    """All of it, in memory; what changes is handed to a `Journal`."""
+
+    def __init__(self, secret: bytes, journal: Journal | None = None) -> None:
+        self.secret = hashlib.blake2b(secret, digest_size=32, person=b"prompt cache").digest()
+        self._journal = journal
+        self._entries: dict[Entry, Kept] = {}
+        self._requests: deque[Request] = deque(maxlen=REQUESTS)
+        self._upstreams: dict[str, Upstream] = {}
+        self._tokens_per_byte: dict[str, float] = {}
+        if journal:
+            self._load(journal)
+
+    # ----------------------------------------------------------------------------------------------------------- asking
+
+    def live(self, prompt: Prompt, now: float) -> dict[int, Held]:
+        """The blocks of a prompt that end an entry which is alive and readable."""
+        return {
+            i: Held(one.lifetime, one.until) for i, one in self.known(prompt) if one.since <= now < one.until - MARGIN
+        }
+
+    def known(self, prompt: Prompt) -> Iterator[tuple[int, Kept]]:
+        """The blocks of a prompt that end an entry, dead ones too."""
+        for i in range(len(prompt)):
+            if one := self._entries.get(prompt.entry(i)):
+                yield i, one
+
+    def related(self, prompt: Prompt) -> tuple[Request, ...]:
+        """The last requests of the same chat, oldest first; whoever paid, whatever the model."""
+        found = (request for request in reversed(self._requests) if prompt.likeness(request.prompt) >= SAME_CHAT)
+        return tuple(islice(found, RELATED))[::-1]
+
+    def upstream(self, name: str) -> Upstream:
+        return self._upstreams.get(self._name(name), Upstream())
+
+    def terms(self, scope: Scope, model: Model, ttl_allowed: bool, now: float) -> Terms:
+        price = model.price
+        plain = price.input if price else 0.0
+        guess = 1 / (BYTES_PER_TOKEN_NEW if model.display_default == "omitted" else BYTES_PER_TOKEN)
+        terms = Terms(
+            minimum=model.min_cacheable,
+            tokens_per_byte=self._tokens_per_byte.get(model.id, guess),
+            lifetimes=self.upstream(scope.upstream).lifetimes(ttl_allowed, now),
+        )
+        if not price or not plain:
+            return terms
+        return replace(terms, read=price.read / plain, write_5m=price.write_5m / plain, write_1h=price.write_1h / plain)
+
+    # --------------------------------------------------------------------------------------------------------- learning
+
+    def write(self, prompt: Prompt, changed: Mapping[int, Kept | None]) -> None:
+        """Take over what a request did to the entries at these blocks; None: it was not there after all."""
+        rows: list[tuple[Entry, Kept | None]] = []
+        for i, kept in changed.items():
+            entry = prompt.entry(i)
+            old = self._entries.get(entry)
+            if kept is None:
+                self._entries.pop(entry, None)
+            else:
+                if old and old.lifetime == kept.lifetime and old.until > kept.until:
+                    kept = kept._replace(until=old.until)  # of two requests that overlapped, the later one counts
+                self._entries.pop(entry, None)  # so that the oldest stand in front
+                self._entries[entry] = kept
+            rows.append((entry, kept))
+        for entry in list(islice(self._entries, max(len(self._entries) - ENTRIES, 0))):
+            del self._entries[entry]
+            rows.append((entry, None))
+        self._save(entries=rows)
+
+    def remember(self, prompt: Prompt, related: Iterable[Request], at: float) -> Request:
+        """Keep a request that began, and let the ones before it know how far it agreed with them."""
+        before = list(related)
+        for one in before[-LOOKAHEAD:]:
+            one.follow(prompt)
+        pause = at - before[-1].at if before else None
+        request = Request(prompt, at, pause if pause is not None and pause >= PROGRAM else None)
+        gone = self._requests[0].row if len(self._requests) == REQUESTS else 0
+        request.row = self._requests[-1].row + 1 if self._requests else 1
+        self._requests.append(request)
+        self._save(requests=[*before[-LOOKAHEAD:], request], gone=gone)
+        return request
+
+    def learn(self, name: str, **facts: Any) -> None:
+        """Keep facts about an upstream."""
+        self._upstreams[self._name(name)] = known = replace(self.upstream(name), **facts)
+        self._save(facts={f"upstream {self._name(name)}": asdict(known)})
+
+    def learn_tokens(self, model: Model, tokens: int, size: int) -> None:
+        """Keep how many tokens a byte of text is on this model; the last prompt says most about the next."""
+        if size < 1_000:
+            return
+        share = tokens / size
+        old = self._tokens_per_byte.get(model.id, share)
+        self._tokens_per_byte[model.id] = share = (old + 3 * share) / 4
+        self._save(facts={f"tokens {model.id}": share})
+
+    def _name(self, upstream: str) -> str:
+        return hmac.digest(self.secret, upstream.encode(), "sha256")[:DIGEST].hex()
+
+    # ---------------------------------------------------------------------------------------------------------- keeping
+
+    def _save(self, **changes: Any) -> None:
+        if self._journal:
+            self._journal.save(**changes)
+
+    def _load(self, journal: Journal) -> None:
+        entries, requests, facts = journal.load(self.secret)
+        self._entries |= entries
+        self._requests.extend(requests)
+        for name, value in facts.items():
+            kind, _, what = name.partition(" ")
+            if kind == "upstream":
+                self._upstreams[what] = Upstream(**value)
+            elif kind == "tokens":
+                self._tokens_per_byte[what] = float(value)
+
+    def close(self) -> None:
+        if self._journal:
+            self._journal.close()
+
+
+class Journal:
+    """The memory's tables in data_dir/state.sqlite. A thread of its own writes them, so no request waits for a disk."""
+
+    VERSION = 1
+    TABLES = (
+        "cache_entries (seal BLOB, chain BLOB, lifetime TEXT, until REAL, since REAL, tokens INTEGER,"
+        " PRIMARY KEY (seal, chain)) WITHOUT ROWID",
+        "cache_requests (row INTEGER PRIMARY KEY, at REAL, pause REAL, steps TEXT, followers INTEGER, prompt BLOB)",
+        "cache_facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
+    )
+
+    EMPTY = "DELETE FROM cache_entries; DELETE FROM cache_requests; DELETE FROM cache_facts"
+
+    def __init__(self, path: Path, *, now: float) -> None:
+        self._path, self._now = path, now
+        self._writer = ThreadPoolExecutor(1, "cache-memory")
+        self._db: sqlite3.Connection | None = None
+        self._broken = False
+
+    def load(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
+        """What was kept: entries, requests (oldest first), facts. Nothing, with a line in the log, if unreadable."""
+        return self._writer.submit(self._read, secret).result()
+
+    def save(
+        self,
+        *,
+        entries: Iterable[tuple[Entry, Kept | None]] = (),
+        requests: Iterable[Request] = (),
+        gone: int = 0,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        rows = [
+            (
+                request.row,
+                request.at,
+                request.pause,
+                orjson.dumps(request.steps).decode(),
+                request.followers,
+                None if request.followers else request.prompt,
+            )
+            for request in requests
+        ]
+        said = [(name, orjson.dumps(value).decode()) for name, value in (facts or {}).items()]
+        self._writer.submit(self._write, list(entries), rows, gone, said)
+
+    def close(self) -> None:
+        """Write what is still waiting, and let go of the file."""
+        self._writer.submit(self._disconnect)
+        self._writer.shutdown()
+
+    # ------------------------------------------------------------------------------------------- in the writer's thread
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._path.touch(mode=0o600)
+            self._db = sqlite3.connect(self._path, timeout=5, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            for table in self.TABLES:
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        return self._db
+
+    def _read(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
+        """A secret or a version that is not ours makes the rows useless: they are deleted."""
+        try:
+            db = self._connect()
+            facts = {name: orjson.loads(value) for name, value in db.execute("SELECT name, value FROM cache_facts")}
+            ours = {"version": self.VERSION, "key": hmac.digest(secret, b"cache memory", "sha256").hex()[:16]}
+            if facts.get("kept by") != ours:
+                if facts:
+                    log.info("What was known of the prompt caches belongs to another version or key; starting empty.")
+                db.executescript(self.EMPTY)
+                db.execute("INSERT INTO cache_facts VALUES (?, ?)", ("kept by", orjson.dumps(ours).decode()))
+                return {}, [], {}
+            db.execute("DELETE FROM cache_entries WHERE until < ?", (self._now - FORGET_ENTRY,))
+            entries = {
+                (seal, chain): Kept(*kept)
+                for seal, chain, *kept in db.execute("SELECT * FROM cache_entries ORDER BY until")
+            }
+            requests = [
+                Request(unpacked(prompt), at, pause, [(k, n) for k, n in orjson.loads(steps)], followers, row)
+                for row, at, pause, steps, followers, prompt in db.execute("SELECT * FROM cache_requests ORDER BY row")
+            ]
+            del facts["kept by"]
+            return entries, requests, facts
+        except (sqlite3.Error, orjson.JSONDecodeError, ValueError, TypeError, KeyError, OSError) as error:
+            log.warning("What was known of the prompt caches cannot be read (%s); starting empty.", error)
+            self._broken = isinstance(error, sqlite3.Error | OSError)
+            if not self._broken and self._db:
+                self._db.executescript(self.EMPTY)
+            return {}, [], {}
+
+    def _write(
+        self,
+        entries: list[tuple[Entry, Kept | None]],
+        requests: list[tuple[Any, ...]],
+        gone: int,
+        facts: list[tuple[str, str]],
+    ) -> None:
+        if self._broken:
+            return
+        try:
+            db = self._connect()
+            db.execute("BEGIN")
+            db.executemany(
+                "DELETE FROM cache_entries WHERE seal = ? AND chain = ?", [e for e, kept in entries if not kept]
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO cache_entries VALUES (?, ?, ?, ?, ?, ?)",
+                [(*entry, *kept) for entry, kept in entries if kept],
+            )
+            db.executemany(
+                "INSERT INTO cache_requests VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (row) DO UPDATE SET steps = excluded.steps, followers = excluded.followers",
+                [(*row, packed(prompt)) for *row, prompt in requests if prompt],
+            )
+            db.executemany(
+                "UPDATE cache_requests SET steps = ?, followers = ? WHERE row = ?",
+                [(steps, followers, row) for row, _, _, steps, followers, prompt in requests if prompt is None],
+            )
+            db.execute("DELETE FROM cache_requests WHERE row <= ?", (gone,))
+            db.executemany("INSERT OR REPLACE INTO cache_facts VALUES (?, ?)", facts)
+            db.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            log.warning("What was learned of the prompt caches could not be kept: %s", error)
+            if self._db and self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _disconnect(self) -> None:
+        if self._db:
+            self._db.close()
+
+
+# ------------------------------------------------------------------------------------------ a prompt as bytes, and back
+
+
+def packed(prompt: Prompt) -> bytes:
+    return orjson.dumps(
+        {
+            "payer": prompt.payer.hex(),
+            "model": prompt.model,
+            "settings": prompt.settings,
+            "places": [[place.part[0], place.message, place.block, place.tool] for place in prompt.places],
+            "roles": "".join(role[:1] or "-" for role in prompt.roles),
+            "markable": "".join("01"[can] for can in prompt.markable),
+            "own": b"".join(prompt.own).hex(),
+            "size": prompt.size,
+            "seals": {part: seal.hex() for part, seal in prompt.seals.items()},
+            "streams": prompt.streams,
+        }
+    )
+
+
+PARTS = {"t": "tools", "s": "system", "m": "messages"}
+ROLES = {"-": "", "u": "user", "a": "assistant", "s": "system"}
+
+
+def unpacked(raw: bytes) -> Prompt:
+    value = orjson.loads(raw)
+    all_own = bytes.fromhex(value["own"])
+    own = tuple(all_own[i : i + DIGEST] for i in range(0, len(all_own), DIGEST))
+    return Prompt(
+        payer=bytes.fromhex(value["payer"]),
+        model=value["model"],
+        settings=value["settings"],
+        places=tuple(Place(PARTS[part], message, block, tool) for part, message, block, tool in value["places"]),
+        roles=tuple(ROLES[role] for role in value["roles"]),
+        markable=tuple(can == "1" for can in value["markable"]),
+        own=own,
+        chain=tuple(chained(own)),
+        size=tuple(value["size"]),
+        seals={part: bytes.fromhex(seal) for part, seal in value["seals"].items()},
+        streams=value["streams"],
+    )

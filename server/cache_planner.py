@@ -1,0 +1,290 @@
+"""The prompt-cache planner at work: plans a request's marks, and learns from what the upstream says of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.cache_memory import WEEK, CacheMemory, Kept, Request, Scope
+from server.models import Model
+from server.prefix import Place, Prompt, read_prompt
+from server.request import ChatRequest
+from server.rewrite.cache_marks import marks_in, with_marks, without_marks
+from server.rewrite.cache_plan import (
+    LOOKBACK,
+    SECONDS,
+    Forecast,
+    Held,
+    Lifetime,
+    Terms,
+    forecast,
+    plan_marks,
+    tokens_of,
+)
+from server.rewrite.content import plural
+from server.usage import token_counts
+
+log = logging.getLogger(__name__)
+
+WAITING = 900.0  # seconds after which a request that never began is forgotten
+DOUBTS = 2  # misses in a row of marks on entries of the other lifetime, until lifetimes are believed to be separate
+CLOSE = 0.03  # how far a count of tokens may be off ours and still mean the same block
+
+
+NOTHING = Forecast()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One request's marks and everything that was believed when they were placed. `off`: why there are none."""
+
+    scope: Scope
+    model: Model
+    prompt: Prompt
+    terms: Terms
+    at: float
+    marks: Mapping[int, Lifetime] = field(default_factory=dict)
+    live: Mapping[int, Held] = field(default_factory=dict)
+    forecast: Forecast = NOTHING
+    related: tuple[Request, ...] = ()
+    waited_for: int = 0  # blocks it shares with a request whose answer had not begun
+    off: str = ""
+
+    @property
+    def within_reach(self) -> list[int]:
+        """The believed entries that the marks find."""
+        return sorted(i for i in self.live if any(i <= mark < i + LOOKBACK for mark in self.marks))
+
+    @property
+    def hit(self) -> int:
+        """The block that ends the longest of them, -1 if there is none."""
+        return max(self.within_reach, default=-1)
+
+
+def draft(
+    request: ChatRequest, model: Model, scope: Scope, memory: CacheMemory, now: float, *, ttl_allowed: bool = True
+) -> tuple[ChatRequest, Plan]:
+    """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run."""
+    removed = marks_in(request.body)
+    body = without_marks(request.body) if removed else request.body
+    prompt = read_prompt(body, model, "\n".join(scope), memory.secret)
+    terms = memory.terms(scope, model, ttl_allowed, now)
+    related = memory.related(prompt)
+    live = memory.live(prompt, now)
+    off = "counting" if request.counting else "" if terms.lifetimes else "refused"
+    marks = {} if off else plan_marks(prompt, live, [one.seen() for one in related], terms)
+    expected = forecast(prompt, marks, live, terms)
+    plan = Plan(scope, model, prompt, terms, now, marks, live, expected, related, off=off)
+    if not removed and not marks:
+        return request, plan
+    spelt = {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()}
+    if removed == len(marks) and with_marks(body, spelt) == request.body:
+        return request, plan
+    return request.noted("plan_cache", in_words(removed, marks), body=with_marks(body, spelt)), plan
+
+
+def mark_of(lifetime: Lifetime) -> dict[str, str]:
+    """Without `ttl` it means five minutes, also where no `ttl` is taken."""
+    return {"type": "ephemeral", "ttl": "1h"} if lifetime == "1h" else {"type": "ephemeral"}
+
+
+def in_words(removed: int, marks: Mapping[int, Lifetime]) -> str:
+    hours = sum(lifetime == "1h" for lifetime in marks.values())
+    placed = f"Placed {plural(len(marks), 'cache mark')}" if marks else "Placed no cache mark"
+    placed += f" ({hours} for an hour)" if hours else ""
+    return placed + (f", took out the front end's {removed}." if removed else ".")
+
+
+class CachePlanner:
+    """Plans, and is told what became of each plan: `began`, `refused` or `failed`. None of these ever raises."""
+
+    def __init__(self, memory: CacheMemory) -> None:
+        self._memory = memory
+        self._waiting: list[Plan] = []
+
+    def plan(
+        self, request: ChatRequest, model: Model, scope: Scope, now: float, *, ttl_allowed: bool = True
+    ) -> tuple[ChatRequest, Plan | None]:
+        """The request as it should be sent. If anything fails here, it goes without marks, and there is no plan."""
+        try:
+            planned, plan = draft(request, model, scope, self._memory, now, ttl_allowed=ttl_allowed)
+            self._waiting = [other for other in self._waiting if now - other.at < WAITING]
+            for other in self._waiting:
+                if other.prompt.seals == plan.prompt.seals and other.marks:
+                    shared = min(plan.prompt.shared(other.prompt), max(other.marks) + 1)
+                    object.__setattr__(plan, "waited_for", max(plan.waited_for, shared))
+            if not plan.off:
+                self._waiting.append(plan)
+            return planned, plan
+        except Exception:
+            log.exception("Planning the prompt cache failed; the request goes without marks.")
+            return self._bare(request), None
+
+    def _bare(self, request: ChatRequest) -> ChatRequest:
+        try:
+            removed = marks_in(request.body)
+            if not removed:
+                return request
+            return request.noted("plan_cache", in_words(removed, {}), body=without_marks(request.body))
+        except Exception:
+            log.exception("The front end's cache marks could not be taken out.")
+            return request
+
+    def began(self, plan: Plan | None, usage: Mapping[str, Any], started_at: float, began_at: float) -> None:
+        """Its response began: what it wrote can be read from now on. `usage` as in message_start or a plain reply."""
+        if plan is None or plan.off:
+            return
+        try:
+            self._done(plan)
+            self._learn(plan, usage, started_at, began_at)
+        except Exception:
+            log.exception("Learning from a reply's cache figures failed.")
+
+    def failed(self, plan: Plan | None) -> None:
+        """It was refused or broke off before its response began: it wrote nothing."""
+        if plan is not None:
+            self._done(plan)
+
+    def refused(self, plan: Plan | None, message: str, now: float) -> bool:
+        """A 400 came. Whether it was about the marks, so that trying again without what it names makes sense."""
+        self.failed(plan)
+        low = message.lower()
+        if plan is None or not plan.marks or not any(word in low for word in ("cache_control", "ttl", "cache control")):
+            return False
+        hours = "1h" in plan.marks.values()
+        if hours and "ttl" in low:
+            self._memory.learn(plan.scope.upstream, no_hours_until=now + WEEK)
+            log.warning("This upstream refuses cache marks of an hour; five minutes from now on.")
+        else:
+            self._memory.learn(plan.scope.upstream, no_marks_until=now + WEEK)
+            log.warning("This upstream refuses cache marks; none from now on.")
+        return True
+
+    def _done(self, plan: Plan) -> None:
+        self._waiting = [other for other in self._waiting if other is not plan]
+
+    def _learn(self, plan: Plan, usage: Mapping[str, Any], started_at: float, began_at: float) -> None:
+        prompt, memory, name = plan.prompt, self._memory, plan.scope.upstream
+        counts = Counts.of(usage)
+        if counts.prompt:
+            memory.learn_tokens(plan.model, counts.prompt, prompt.size[-1])
+        known = memory.upstream(name)
+        if (counts.read or counts.written) and not known.reports:
+            memory.learn(name, reports=True)
+            known = memory.upstream(name)
+        if not known.reports or not counts.prompt:
+            memory.write(prompt, believed(plan, started_at, began_at))
+        else:
+            stored = dict(memory.known(prompt))
+            hit = found(plan, counts, stored)
+            self._judge_lifetimes(plan, hit, started_at)
+            memory.write(prompt, settled(plan, counts, stored, hit, started_at, began_at))
+        memory.remember(prompt, plan.related, started_at)
+
+    def _judge_lifetimes(self, plan: Plan, hit: int, now: float) -> None:
+        """Whether a mark of one lifetime finds entries of the other: the documentation implies it, no more."""
+        known = self._memory.upstream(plan.scope.upstream)
+        if known.mixed or plan.hit < 0:
+            return
+        said = {lifetime for mark, lifetime in plan.marks.items() if plan.hit <= mark < plan.hit + LOOKBACK}
+        entry = plan.live[plan.hit]
+        if entry.lifetime in said or entry.until - now < 30:
+            return
+        if hit >= plan.hit:
+            self._memory.learn(plan.scope.upstream, mixed=True, doubts=0)
+        elif known.doubts + 1 < DOUBTS:
+            self._memory.learn(plan.scope.upstream, doubts=known.doubts + 1)
+        else:
+            self._memory.learn(plan.scope.upstream, doubts=0, separate_until=now + WEEK)
+            log.warning("This upstream keeps cache entries of five minutes and of an hour apart; one kind from now on.")
+
+
+# --------------------------------------------------------------------------------- what the upstream says, against ours
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The tokens of a prompt, as a reply's `usage` has them."""
+
+    read: int
+    write_5m: int
+    write_1h: int
+    plain: int
+
+    @classmethod
+    def of(cls, usage: Mapping[str, Any]) -> Counts:
+        counts = token_counts(usage)
+        return cls(
+            counts["cache_read_tokens"],
+            counts["cache_write_5m_tokens"],
+            counts["cache_write_1h_tokens"],
+            counts["input_tokens"],
+        )
+
+    @property
+    def written(self) -> int:
+        return self.write_5m + self.write_1h
+
+    @property
+    def prompt(self) -> int:
+        return self.read + self.written + self.plain
+
+
+def believed(plan: Plan, started_at: float, began_at: float) -> dict[int, Kept | None]:
+    """What a request does to the entries if everything is as we believe: for upstreams that report nothing."""
+    tokens = tokens_of(plan.prompt, plan.terms)
+    changed: dict[int, Kept | None] = {}
+    for i, lifetime in plan.marks.items():
+        if i > plan.hit and tokens[i] >= plan.terms.minimum:
+            changed[i] = Kept(lifetime, started_at + SECONDS[lifetime], began_at)
+    return changed | renewed(plan, plan.hit, started_at)
+
+
+def renewed(plan: Plan, hit: int, started_at: float, stored: Mapping[int, Kept] = {}) -> dict[int, Kept | None]:
+    """The living entries it read or marked: alive anew, each for its own lifetime."""
+    again: dict[int, Kept | None] = {}
+    for i in {*plan.marks, hit} & plan.live.keys():
+        if i <= hit:
+            lifetime = plan.live[i].lifetime
+            tokens = stored[i].tokens if i in stored else 0
+            again[i] = Kept(lifetime, started_at + SECONDS[lifetime], started_at, tokens)
+    return again
+
+
+def found(plan: Plan, counts: Counts, stored: Mapping[int, Kept]) -> int:
+    """The block up to which the upstream read: of the entries we know, or else of any the marks could find."""
+    if not counts.read:
+        return -1
+    scale = counts.prompt / max(plan.prompt.size[-1], 1)
+    tokens = {i: stored[i].tokens or plan.prompt.size[i] * scale for i in stored}
+    near = min(tokens, key=lambda i: abs(tokens[i] - counts.read), default=-1)
+    if near >= 0 and abs(tokens[near] - counts.read) <= max(CLOSE * counts.read, 32):
+        return near
+    reach = {j for mark in plan.marks for j in range(max(0, mark - LOOKBACK + 1), mark + 1)}
+    return min(reach, key=lambda i: abs(plan.prompt.size[i] * scale - counts.read), default=-1)
+
+
+def settled(
+    plan: Plan, counts: Counts, stored: Mapping[int, Kept], hit: int, started_at: float, began_at: float
+) -> dict[int, Kept | None]:
+    """What the request did to the entries, by what the upstream counted."""
+    changed: dict[int, Kept | None] = {i: None for i in plan.within_reach if i > hit}
+    if hit >= 0 and hit not in plan.live:
+        changed[hit] = Kept("5m", started_at + SECONDS["5m"], started_at, counts.read)  # written by others, or long ago
+    changed |= renewed(plan, hit, started_at, stored)
+    if not counts.written:
+        return changed
+    scale = counts.prompt / max(plan.prompt.size[-1], 1)
+    new = [i for i in plan.marks if i > hit and plan.prompt.size[i] * scale >= (1 - CLOSE) * plan.terms.minimum]
+    for i in new:
+        lifetime = plan.marks[i] if counts.write_1h else "5m"
+        exact = counts.read + counts.written if i == new[-1] else 0
+        changed[i] = Kept(lifetime, started_at + SECONDS[lifetime], began_at, exact)
+    return changed
+
+
+def places_of(plan: Plan) -> dict[Place, Lifetime]:
+    """Where the marks stand in the body."""
+    return {plan.prompt.places[i]: lifetime for i, lifetime in plan.marks.items()}

@@ -1,0 +1,219 @@
+"""A request as the prompt cache sees it: a row of blocks, each ending a prefix.
+
+Anthropic's cache knows prefixes: tools, then system, then messages, block after block (Anthropic docs, 2026-10). Two
+requests share a prefix when all blocks up to there are equal, byte for byte, and so are the settings that count there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import orjson
+
+from server.models import Model
+
+DIGEST = 12  # bytes; of a keyed digest, so that a copied database cannot be searched for known lines
+THOUGHTS = ("thinking", "redacted_thinking")
+MARKABLE = {"text", "image", "document", "tool_use", "tool_result", "search_result", "server_tool_use"}
+IMAGE_BYTES = 6_000  # what an image counts like, in bytes of text: about 1,500 tokens
+
+Entry = tuple[bytes, bytes]  # what the cache may hold: the seal of a part and the digest of a prefix that ends in it
+
+
+class Place(NamedTuple):
+    """Where in the body a block stands."""
+
+    part: str  # tools, system or messages
+    message: int  # -1 in the head
+    block: int
+    tool: bool = False  # web search, a tool, stands in the system part
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the planner knows of a request. The digests are of content alone; the seals are of everything else that
+    separates caches: who pays, the model, and the settings that count in each part."""
+
+    payer: bytes  # digest of who shares a cache: upstream, credential, workspace
+    model: str
+    settings: Mapping[str, str]  # those that count in messages, in words for receipts
+    places: tuple[Place, ...]
+    roles: tuple[str, ...]  # "" in the head
+    markable: tuple[bool, ...]
+    own: tuple[bytes, ...]  # digest of each block alone
+    chain: tuple[bytes, ...]  # digest of everything up to the end of each block
+    size: tuple[int, ...]  # bytes of text up to the end of each block
+    seals: Mapping[str, bytes]  # of each part
+    streams: bool
+
+    def __len__(self) -> int:
+        return len(self.chain)
+
+    @cached_property
+    def head(self) -> int:
+        """How many blocks stand before the messages."""
+        return sum(place.part != "messages" for place in self.places)
+
+    @cached_property
+    def lead(self) -> int:
+        """How many blocks stand before the second message: prompts that never move, on front ends without `system`."""
+        return self.head + sum(place.part == "messages" and place.message == 0 for place in self.places)
+
+    @cached_property
+    def weights(self) -> dict[bytes, int]:
+        """The bytes of each block, by its own digest."""
+        return {own: self.size[i] - (self.size[i - 1] if i else 0) for i, own in enumerate(self.own)}
+
+    def entry(self, i: int) -> Entry:
+        """The cache entry a mark on block `i` reads or writes."""
+        return self.seals[self.places[i].part], self.chain[i]
+
+    def shared(self, other: Prompt) -> int:
+        """How many blocks, from the start, are the same in both; settings aside."""
+        return bisect_left(range(min(len(self), len(other))), True, key=lambda i: self.chain[i] != other.chain[i])
+
+    def likeness(self, other: Prompt) -> float:
+        """The share of this prompt, by bytes, that stands anywhere in the other one."""
+        weights = self.weights
+        return sum(map(weights.__getitem__, weights.keys() & other.weights.keys())) / max(sum(weights.values()), 1)
+
+
+def read_prompt(body: Mapping[str, Any], model: Model, scope: str, secret: bytes) -> Prompt:
+    """The body of a request that carries no marks. `scope` is who shares a cache: upstream, credential, workspace."""
+    drop = old_thinking(body["messages"]) if model.strips_old_thinking else ()
+    places, roles, markable, own, size = [], [], [], [], []
+    total = 0
+    for place, role, block in blocks(body):
+        kind = block.get("type", "custom")
+        if place.part == "messages" and kind in THOUGHTS and place.message in drop:
+            continue
+        raw, weight = content_of(block)
+        one = hashlib.blake2b(f"{place.part}\0{role}\0{kind}\0".encode() + raw, digest_size=DIGEST, key=secret).digest()
+        total += weight
+        places.append(place)
+        roles.append(role)
+        markable.append(can_carry_mark(place.part, role, kind, block))
+        own.append(one)
+        size.append(total)
+    payer = hmac.digest(secret, scope.encode(), "sha256")[:DIGEST]
+    settings = settings_of(body, model)
+    return Prompt(
+        payer=payer,
+        model=model.id,
+        settings=settings["messages"],
+        places=tuple(places),
+        roles=tuple(roles),
+        markable=tuple(markable),
+        own=tuple(own),
+        chain=tuple(chained(own)),
+        size=tuple(size),
+        seals=seals_of(settings, payer, model, secret),
+        streams=body.get("stream") is True,
+    )
+
+
+def chained(own: Iterable[bytes]) -> Iterator[bytes]:
+    """For each block the digest of everything up to its end."""
+    digest = b""
+    for one in own:
+        digest = hashlib.blake2b(digest + one, digest_size=DIGEST).digest()
+        yield digest
+
+
+def blocks(body: Mapping[str, Any]) -> Iterator[tuple[Place, str, Mapping[str, Any]]]:
+    """Every block in the order of the cache. Web search counts behind the other tools: it is a setting of `system`."""
+    tools = [(i, tool) for i, tool in enumerate(body.get("tools") or ()) if isinstance(tool, dict)]
+    for i, tool in sorted(tools, key=lambda numbered: is_web_search(numbered[1])):
+        yield Place("system" if is_web_search(tool) else "tools", -1, i, tool=True), "", tool
+    for j, block in parts(body.get("system")):
+        yield Place("system", -1, j), "", block
+    for i, message in enumerate(body["messages"]):
+        for j, block in parts(message.get("content")):
+            yield Place("messages", i, j), message["role"], block
+
+
+def parts(content: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if isinstance(content, str):
+        if content:
+            yield 0, {"type": "text", "text": content}
+    else:
+        yield from enumerate(content or ())
+
+
+def is_web_search(tool: Mapping[str, Any]) -> bool:
+    return str(tool.get("type", "")).startswith("web_search_")
+
+
+def content_of(block: Mapping[str, Any]) -> tuple[bytes, int]:
+    """What of a block the cache compares, and what it counts like in bytes of text."""
+    if block.get("type") == "text" and len(block) == 2:
+        raw = block["text"].encode("utf-8", "surrogatepass")
+        return raw, len(raw)
+    raw = orjson.dumps(block)
+    return raw, IMAGE_BYTES if block.get("type") == "image" else len(raw)
+
+
+def can_carry_mark(part: str, role: str, kind: str, block: Mapping[str, Any]) -> bool:
+    """Whether a mark may stand on a block: only where the API's documentation says so."""
+    if role == "system":
+        return False
+    if kind == "text":
+        return bool(block["text"].strip())
+    if part == "messages":
+        return kind in MARKABLE or kind.endswith("_tool_result")
+    return not is_web_search(block) and not block.get("defer_loading")
+
+
+def old_thinking(messages: list[dict[str, Any]]) -> range:
+    """The messages whose thinking older models drop: those before the last ordinary user turn."""
+    ordinary = (
+        i
+        for i in range(len(messages) - 1, -1, -1)
+        if messages[i]["role"] == "user"
+        and any(block.get("type") != "tool_result" for _, block in parts(messages[i].get("content")))
+    )
+    return range(next(ordinary, 0))
+
+
+def settings_of(body: Mapping[str, Any], model: Model) -> dict[str, dict[str, str]]:
+    """The settings that count in each part besides its content. A default that is named counts as one left out."""
+    every = [block for place, _, block in blocks(body) if place.part == "messages"]
+    inner = [part for block in every if isinstance(block.get("content"), list) for part in block["content"]]
+    cites = any(cites_sources(block) for block in every)
+    images = any(isinstance(block, dict) and block.get("type") == "image" for block in (*every, *inner))
+    thinking = body.get("thinking") or {"type": "adaptive" if model.thinks_by_default else "disabled"}
+    effort = (body.get("output_config") or {}).get("effort") or model.default_effort
+    choice = body.get("tool_choice") or {"type": "auto"}
+    forced = f"{choice.get('name', '')} {choice.get('disable_parallel_tool_use') or ''}".strip()
+    return {
+        "tools": {},
+        "system": {"speed": str(body.get("speed") or "standard"), "citations": "on" if cites else "off"},
+        "messages": {
+            "tool_choice": str(choice.get("type")),
+            "forced tool": hashlib.blake2b(forced.encode(), digest_size=4).hexdigest() if forced else "none",
+            "thinking": " ".join(str(thinking[key]) for key in ("type", "budget_tokens") if key in thinking),
+            "effort": str(effort or "none"),
+            "images": "some" if images else "none",
+        },
+    }
+
+
+def cites_sources(block: Mapping[str, Any]) -> bool:
+    """Whether a document or search result asks for citations; in a text block `citations` are those of a reply."""
+    citations = block.get("citations")
+    return block.get("type") != "text" and isinstance(citations, dict) and bool(citations.get("enabled"))
+
+
+def seals_of(settings: Mapping[str, Mapping[str, str]], payer: bytes, model: Model, secret: bytes) -> dict[str, bytes]:
+    """What besides content separates the caches of each part: who pays, the model, and the settings up to there."""
+    seals, said = {}, [payer.hex(), model.id]
+    for part, values in settings.items():
+        said += values.values()
+        seals[part] = hmac.digest(secret, orjson.dumps(said), "sha256")[:DIGEST]
+    return seals
