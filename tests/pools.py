@@ -104,13 +104,14 @@ DROP_RIGHTS = f"""
 import asyncio, encodings.ascii, encodings.idna, json, os, sys, tempfile
 from pathlib import Path
 from server.files import locked
-from server.oauth import new_client
-import server.accounts
+from server.oauth import post
+from tests.fake_oauth import FakeOAuth
+import tests.pools
 
 async def warm_up():
     with tempfile.TemporaryDirectory() as folder:
-        async with locked(Path(folder) / "file"):
-            await (await asyncio.to_thread(new_client, 1.0)).aclose()
+        async with locked(Path(folder) / "file"), FakeOAuth().serving() as oauth:
+            await post(oauth.url, {{}}, deadline=5)
 
 asyncio.run(warm_up())
 if os.geteuid() == 0:
