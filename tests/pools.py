@@ -101,7 +101,7 @@ def python(script, *args, **kwargs):
 
 
 DROP_RIGHTS = f"""
-import asyncio, encodings.ascii, encodings.idna, json, os, sys, tempfile
+import asyncio, encodings.ascii, encodings.idna, encodings.utf_8_sig, json, os, sys, tempfile
 from pathlib import Path
 from server.files import locked
 from server.oauth import post
