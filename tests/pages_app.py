@@ -22,6 +22,7 @@ from server.presets import Persona
 from server.signin import SignIn
 
 KEY = "sk-ant-api03-a-key-of-the-tests-0001"
+SHOWS_THE_CODE = "/shows-the-code"  # the redirect address at which Claude's page shows a code to copy
 PERSONAS = [
     Persona("lampwright", "Keeps the lighthouse, and every story a sailor left behind."),
     Persona("brindle", "A badger who runs the bakery under the hill."),
@@ -48,7 +49,7 @@ class Claude:
         query = request.query
         code, state = self.code(query["code_challenge"]), query["state"]
         back = query["redirect_uri"]
-        if "code" in query:
+        if back.endswith(SHOWS_THE_CODE):
             text = f"<h1>Claude</h1><p>Your code:</p><code id=code>{code}#{state}</code>"
         else:
             text = (
@@ -136,7 +137,7 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     bound = socket.create_server(("127.0.0.1", port))
     port = bound.getsockname()[1]
     tavern = Tavern(port, claude)
-    redirect = f"{tavern.url}/auth/callback" if lands_here else f"{claude.url}/shows-the-code"
+    redirect = f"{tavern.url}/auth/callback" if lands_here else claude.url + SHOWS_THE_CODE
     settings = OAuthSettings(
         f"{claude.url}/authorize", f"{claude.url}/token", redirect, "test-client", "user:inference"
     )
@@ -157,7 +158,7 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     app[page.PORT] = port
     app[page.OWNER] = tavern.owner
     app[page.ACCOUNTS] = tavern.accounts
-    app[page.SIGNIN] = SignIn(data_dir, settings)
+    app[page.SIGNIN] = tavern.signin = SignIn(data_dir, settings)
     app[page.CHECK_KEY] = tavern.check_key
     app[page.PASSWORD] = lambda: tavern.password
     app[page.PERSONAS] = lambda: tavern.personas

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from server.accounts import Account, choose
 from server.errors import ProxyError
-from server.pages.page import ACCOUNTS, CONFIG, PASSWORD, PERSONAS, all_warnings, page
+from server.pages.page import ACCOUNTS, PASSWORD, PERSONAS, all_warnings, page
 
 
 async def start_page(request: web.Request) -> web.Response:
@@ -25,7 +25,6 @@ async def start_page(request: web.Request) -> web.Response:
         address=f"http://{request.headers[hdrs.HOST]}/v1",
         password=request.app[PASSWORD](),
         personas=list(request.app[PERSONAS]()),
-        fallback=request.app[CONFIG].fallback_to_claude_code,
         warnings=all_warnings(request.app),
         nav=True,
     )

@@ -60,7 +60,6 @@ SAFE_PAGE = SAFE | {
         "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     ),
     "Referrer-Policy": "same-origin",  # a one-time link in the address is no other site's business
-    "Cross-Origin-Opener-Policy": "same-origin",
 }
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 

@@ -8,10 +8,12 @@ import secrets
 import time
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
 from server.accounts import Account
+from server.config import is_loopback
 from server.errors import ProxyError
 from server.owner import SESSION_SECONDS, cookies_named
 from server.pages.accounts import add_api_key
@@ -129,7 +131,8 @@ def claude_code_offered(app: web.Application, rows: Iterable[dict[str, Any]]) ->
 
 def lands_here(redirect_uri: str) -> bool:
     """Whether the authorize page sends the browser back to us, or shows a code to copy."""
-    return redirect_uri.startswith("http://")
+    address = urlsplit(redirect_uri)
+    return is_loopback(address.hostname or "") and address.path == "/auth/callback"
 
 
 # The JSON.

@@ -40,7 +40,7 @@ WORDS: dict[str, dict[str, str]] = {
         "step_connect": "Press Connect, then “Test Message”. If SillyTavern asks whether to trust this proxy, say yes.",
         "other_fronts": "Other front ends take the same two values: the address of the API, and a password or key.",
         "personas": "Personas",
-        "personas_help": "An address of its own lets a persona join in.",
+        "personas_help": "With one of these addresses instead, a persona joins the chat.",
         "turns": "Last turns",
         "turns_none": "No turn yet. Say hello in SillyTavern, and it will show up here.",
         "when": "When",
@@ -118,7 +118,7 @@ WORDS: dict[str, dict[str, str]] = {
         "renewed": "Signed in again: {name}. Its earlier sign-in was replaced.",
         "go_on": "Go on",
         "failed": "The sign-in did not work out",
-        "nothing_lost": "Nothing has changed: accounts that were signed in still are.",
+        "nothing_lost": "Accounts that were signed in still are.",
         "back": "Back to the sign-in page",
     },
     "refusal": {
@@ -132,7 +132,7 @@ WORDS: dict[str, dict[str, str]] = {
         "how": "To get in, on the computer where the proxy runs:",
         "how_unix": "Linux, macOS:",
         "how_windows": "Windows:",
-        "how_link": "or follow the link that the proxy printed when it started.",
+        "how_link": "Or follow the link that the proxy printed when it started.",
         "try_again": "I am the owner: try again",
     },
     "page_script": {

@@ -27,12 +27,13 @@ export async function ask(method, path, body) {
   return data;
 }
 
-/** A time as the reader's clock shows it; the day is left out for today. */
+/** A time as the reader's clock shows it; today's date and this year are left out. */
 export function clock(at) {
-  const date = new Date(at);
-  const today = date.toDateString() === new Date().toDateString();
-  const time = { hour: "2-digit", minute: "2-digit" };
-  return today ? date.toLocaleTimeString([], time) : date.toLocaleString([], { ...time, day: "numeric", month: "short" });
+  const date = new Date(at), now = new Date();
+  const shown = { hour: "2-digit", minute: "2-digit" };
+  if (date.toDateString() !== now.toDateString()) Object.assign(shown, { day: "numeric", month: "short" });
+  if (date.getFullYear() !== now.getFullYear()) shown.year = "numeric";
+  return date.toLocaleString([], shown);
 }
 
 /** Show a sentence in a live region; `bad` marks an error. */

@@ -107,6 +107,7 @@ function understood() {
 function showAttempt({ authorize_url: address }) {
   byId("authorize").href = address;
   codeForm.hidden = false;
+  byId("start").classList.add("quiet");
   tell(region, "");
 }
 
@@ -145,6 +146,7 @@ codeForm.addEventListener("submit", async (event) => {
 byId("start-over").addEventListener("click", () => {
   sessionStorage.removeItem(ATTEMPT);
   codeForm.hidden = true;
+  byId("start").classList.remove("quiet");
   byId("code").value = "";
   tell(region, "");
   byId("start").focus();
