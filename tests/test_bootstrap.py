@@ -104,6 +104,7 @@ class Place:
             cwd=cwd,
             env=env or self.env(),
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run unattended
         )
         try:
             with process.stdout, process.stderr:
@@ -196,6 +197,7 @@ def test_the_first_start_shows_each_package_and_ends_in_the_server(first_start):
 
 def test_a_second_start_goes_straight_to_the_server_in_the_same_process_without_network(installed):
     no_wheels(installed)
+    (installed.bin / "python3").unlink()  # nor is another Python asked
     with installed.begin("open") as process:
         out, _ = process.communicate(timeout=60)
     assert json.loads(out) | {"prefix": ""} == {"asked": ["open"], "pid": process.pid, "prefix": "", "tiny": "1.0"}
