@@ -107,9 +107,7 @@ async def callback(request: web.Request) -> web.Response:
         code, state = query.get("code", ""), query.get("state", "")
         account, outcome = await to_the_end(request.app, join(request.app, code, state, browser))
     except ProxyError as error:
-        return page(
-            request, "callback_failed.html", status=error.status, message=error.message, why=getattr(error, "why", "")
-        )
+        return page(request, "callback_failed.html", status=error.status, message=error.message)
     message = words[outcome].format(name=account.name)
     response = moving_page(request, words["signed_in"], message, f"/auth/login?joined={account.id}&outcome={outcome}")
     response.del_cookie(attempt_cookie(request.app[PORT]), path="/auth/callback")
