@@ -194,7 +194,8 @@ def install(lock_file: Path) -> None:
         if pip.returncode:
             fail("The packages could not be installed. The installer said:", words)
         READY.write_text(stamp(lock_file))
-        say("Installed.".ljust(72) + "\n")
+        step("all installed.")
+        say()
 
 
 def follow(pip: "subprocess.Popen[str]", total: int) -> str:
@@ -303,16 +304,17 @@ def main(arguments: Sequence[str]) -> None:
     ours = {"test": test, "fix": fix}.get(arguments[0] if arguments else "")
     try:
         prepare(DEVELOPMENT if ours else RUNTIME, arguments)
-        if ours:
-            sys.exit(ours(arguments[1:]))
-    except KeyboardInterrupt:
-        sys.exit("\nStopped.")
     except OSError as error:
         sys.exit(f"\nThe set-up stopped: {error}\n\n{remedy(str(error))}")
+    if ours:
+        sys.exit(ours(arguments[1:]))
     serve()
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an odd letter in a path ends no start
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")
