@@ -243,6 +243,10 @@ class Accounts:
         """Let renewals under way end, for the server has spent their tokens; save what is not saved."""
         await self._wallet.close()
 
+    async def look(self) -> None:
+        """Read the files again; nothing is renewed or written."""
+        await self._wallet.look()
+
     async def tend(self) -> None:
         """One look at everything, as the background takes it about once a minute."""
         await self._wallet.tend()

@@ -104,6 +104,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
     app[page.PERSONAS] = personas.all
     app[page.WARNINGS] = lambda: [
         *warnings,
+        *keys.warnings,
         *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
     ]
     app[key_pages.KEYS] = keys
@@ -179,6 +180,7 @@ def prepare_folder(data_dir: Path) -> list[str]:
 def refuse_open_doors(config: Config, keys: ClientKeys) -> None:
     """Beyond this computer nothing is served without a client key. Raises StartRefused."""
     if config.listens_beyond_loopback and not keys.any():
+        keys.close()
         raise StartRefused(
             f"host={config.host} would open the proxy to your network, but there is no client key yet. "
             "Start it once with host left blank, make a key on the start page, then set host again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 import sqlite3
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ProxyError
-from server.files import write_private
+from server.files import set_aside, write_private
+
+log = logging.getLogger(__name__)
 
 PREFIX = "tavern-"
 SHOWN = len(PREFIX) + 6  # characters that stay readable, to find a key and to tell keys apart
@@ -61,14 +64,29 @@ class ClientKeys:
         self._clock = clock
         self._first_key_file = data_dir / "first_client_key"
         path = data_dir / "state.sqlite"
+        self.warnings: list[str] = []
+        try:
+            self._db = self._open(path)
+        except sqlite3.DatabaseError as error:
+            aside = set_aside(path, clock())
+            self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
+            log.warning("%s", self.warnings[0])
+            self._db = self._open(path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
         path.touch(mode=0o600)
-        self._db = sqlite3.connect(path, timeout=5, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, shown TEXT NOT NULL,"
-            " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL)"
-        )
-        self._db.execute("CREATE INDEX IF NOT EXISTS client_keys_shown ON client_keys (shown)")
+        database = sqlite3.connect(path, timeout=5, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, shown TEXT NOT NULL,"
+                " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL)"
+            )
+            database.execute("CREATE INDEX IF NOT EXISTS client_keys_shown ON client_keys (shown)")
+        except sqlite3.DatabaseError:
+            database.close()
+            raise
+        return database
 
     def close(self) -> None:
         self._db.close()

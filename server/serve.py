@@ -24,6 +24,7 @@ from server.logs import set_up
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0  # how long open streams may finish after a signal
+LAST_SECONDS = 0.3  # for what is still open then: time for a last event
 BACKLOG = 512
 
 
@@ -44,6 +45,8 @@ def serve(config: Config) -> int:
     try:
         parts = build(config, port)
     except StartRefused as error:
+        for made in sockets:
+            made.close()
         return refuse(str(error))
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         return runner.run(run(config, parts, sockets, port))
@@ -111,7 +114,7 @@ def why_not(host: str, port: int, error: OSError) -> str:
 async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: int) -> int:
     from aiohttp import web
 
-    runner = Runner(parts.app, shutdown_timeout=1.0)
+    runner = Runner(parts.app, shutdown_timeout=LAST_SECONDS)
     await runner.setup()
     for made in sockets:
         await web.SockSite(runner, made, backlog=BACKLOG).start()

@@ -95,3 +95,12 @@ def test_a_containers_first_key_is_made_once_and_can_be_shown_until_it_is_revoke
     keys.make("another")
     keys.revoke(keys.rows()[0]["id"])
     assert keys.first_key(make=True) == ""
+
+
+def test_a_damaged_database_is_set_aside_with_a_message_and_work_goes_on(tmp_path):
+    (tmp_path / "state.sqlite").write_bytes(b"not a database at all" * 100)
+    keys = ClientKeys(tmp_path)
+    assert "make new client keys" in keys.warnings[0]
+    assert keys.find(keys.make("tablet")[1]) is not None
+    keys.close()
+    assert any(path.read_bytes().startswith(b"not a database") for path in tmp_path.iterdir())
