@@ -31,6 +31,7 @@ MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
 LIST_SECONDS = 5.0  # patience for the live list of models
 STALLED_SECONDS = 120.0  # a front end that reads nothing for so long is given up
 STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly
+ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 # What a stored credential is never used for: these speak of the account, not of a chat.
 PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
 
@@ -104,7 +105,7 @@ class Doors:
         """/v1/messages by the short way; every other spelling and path through `any_path`."""
         return [
             web.post("/v1/messages", self.plain_messages, expect_handler=expect),
-            web.get("/health", self.health),
+            web.get("/health", self.health, expect_handler=expect),
             web.route("*", "/{path:.*}", self.any_path, expect_handler=expect),
         ]
 
@@ -114,6 +115,8 @@ class Doors:
     async def any_path(self, request: web.Request) -> web.StreamResponse:
         door = find_door(request.rel_url.raw_path, request.rel_url.raw_query_string)
         if door is None:
+            if allowed := await other_methods(request):
+                raise web.HTTPMethodNotAllowed(request.method, allowed)
             raise ProxyError(404, "There is nothing at this address. In your front end, let the proxy URL end in /v1.")
         if door.kind == "messages":
             if request.method != "POST":
@@ -261,6 +264,16 @@ class Doors:
         return json_response(
             {"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice}
         )
+
+
+async def other_methods(request: web.Request) -> set[str]:
+    """The methods that a route of the pages takes at this very address, where this one is none of them."""
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource.canonical != ANY_PATH:
+            _, methods = await resource.resolve(request)
+            allowed |= methods
+    return allowed
 
 
 def slow(request: web.Request) -> bool:

@@ -28,7 +28,7 @@ from server.pages import keys as key_pages
 from server.pages import page
 from server.practice.app import create_practice
 from server.presets import Personas
-from server.relay import Relay
+from server.relay import Relay, refusal_of
 from server.rewrite import Options
 from server.signin import SignIn
 from server.upstream import Upstream, UpstreamFailed
@@ -196,13 +196,13 @@ def key_check(upstream: Upstream) -> Callable[[str, str], Awaitable[str]]:
             async with asyncio.timeout(KEY_CHECK_SECONDS):
                 answer = await upstream.send("GET", base_url, "/v1/models?limit=1", headers, None)
                 try:
-                    await answer.read_all(KEY_CHECK_SECONDS)
+                    raw = await answer.read_all(KEY_CHECK_SECONDS)
                 finally:
                     answer.close()
         except (UpstreamFailed, TimeoutError) as error:
             return f"unknown: {error.message if isinstance(error, ProxyError) else 'no answer in time'}"
         if answer.status in (401, 403):
-            return f"refused: the upstream answered {answer.status}"
+            return f"refused: {refusal_of(answer.status, raw, answer.headers, 'api_key').message}"
         return "ok" if answer.status == 200 else f"unknown: the upstream answered {answer.status}"
 
     return check

@@ -313,6 +313,21 @@ async def test_odd_addresses_are_a_404(proxy, anthropic, path):
     assert anthropic.seen == []
 
 
+async def test_the_wrong_method_on_a_page_is_a_405_too(proxy):
+    reply = await proxy.send("GET", "/auth/start")
+    assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+    assert (await proxy.send("PUT", "/api/accounts/acc_1")).headers["Allow"] == "DELETE,PATCH"
+    assert (await proxy.send("GET", "/auth/nothing")).status == 404
+
+
+async def test_a_refused_key_is_not_saved_and_the_upstreams_words_are_shown(proxy, anthropic):
+    anthropic.will(error(401, "authentication_error", "invalid x-api-key"))
+    reply = await proxy.owner("POST", "/api/accounts", json={"kind": "api_key", "name": "x", "api_key": KEY})
+    assert reply.status == 400
+    assert "invalid x-api-key" in reply.message
+    assert (await proxy.owner("GET", "/api/accounts")).json["accounts"] == []
+
+
 async def test_other_addresses_pass_through_as_they_are(proxy, anthropic):
     anthropic.will(plain(b"one\ntwo", content_type="application/x-jsonl"))
     reply = await proxy.send("GET", "/v1/messages/batches/b_1/results?x=1", headers={"x-api-key": KEY})

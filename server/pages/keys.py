@@ -8,6 +8,7 @@ from aiohttp import web
 
 from server.clients import ClientKeys
 from server.errors import ProxyError
+from server.guard import expect
 from server.pages.accounts import account_name
 from server.pages.page import answer, read_object
 from server.usage import Receipts
@@ -18,11 +19,11 @@ RECEIPTS = web.AppKey("receipts", Receipts)
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/api/keys", listing),
-        web.post("/api/keys", make),
-        web.patch("/api/keys/{id}", rename),
-        web.delete("/api/keys/{id}", revoke),
-        web.get("/api/requests", requests),
+        web.get("/api/keys", listing, expect_handler=expect),
+        web.post("/api/keys", make, expect_handler=expect),
+        web.patch("/api/keys/{id}", rename, expect_handler=expect),
+        web.delete("/api/keys/{id}", revoke, expect_handler=expect),
+        web.get("/api/requests", requests, expect_handler=expect),
     ]
 
 
