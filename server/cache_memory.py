@@ -22,6 +22,8 @@ import orjson
 from server.models import Model
 from server.prefix import DIGEST, Entry, Place, Prompt, chained
 from server.rewrite.cache_plan import LOOKAHEAD, Held, Lifetime, Seen, Terms
+from server.rewrite.late_lore import Head
+from server.rewrite.steady_window import Window
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ PROGRAM = 5.0  # pauses under this are a program's, and say nothing about the pl
 FORGET_ENTRY = 86_400.0  # an entry that died is remembered for a day, to say why a turn missed
 WEEK = 7 * 86_400.0
 ENTRIES = 20_000
+CHATS = 32  # whose system lines and windows are remembered
 BYTES_PER_TOKEN, BYTES_PER_TOKEN_NEW = 4.0, 3.1  # until usage says better; the newer from Opus 4.7 on
 
 
@@ -105,6 +108,8 @@ class CacheMemory:
         self._requests: deque[Request] = deque(maxlen=REQUESTS)
         self._upstreams: dict[str, Upstream] = {}
         self._tokens_per_byte: dict[str, float] = {}
+        self.heads: dict[int, Head] = {}
+        self.windows: dict[int, Window] = {}
         if journal:
             self._load(journal)
 
@@ -191,6 +196,24 @@ class CacheMemory:
         self._tokens_per_byte[model.id] = share = (old + 3 * share) / 4
         self._save(facts={f"tokens {model.id}": share})
 
+    def keep_head(self, number: int, head: Head) -> None:
+        """Keep what is known of a chat's system lines; `number` 0: of a new one."""
+        self._keep("head", self.heads, number, head)
+
+    def keep_window(self, number: int, window: Window) -> None:
+        """Keep what is known of a chat's window; `number` 0: of a new one."""
+        self._keep("window", self.windows, number, window)
+
+    def _keep(self, kind: str, chats: dict[int, Any], number: int, value: Head | Window) -> None:
+        number = number or max(chats, default=0) + 1
+        chats.pop(number, None)  # so that the one unused for longest stands in front
+        chats[number] = value
+        oldest = next(iter(chats)) if len(chats) > CHATS else None
+        if oldest is not None:
+            del chats[oldest]
+            self._save(facts={f"{kind} {oldest}": None})
+        self._save(facts={f"{kind} {number}": asdict(value)})
+
     def _name(self, upstream: str) -> str:
         return hmac.digest(self.secret, upstream.encode(), "sha256")[:DIGEST].hex()
 
@@ -210,6 +233,12 @@ class CacheMemory:
                 self._upstreams[what] = Upstream(**value)
             elif kind == "tokens":
                 self._tokens_per_byte[what] = float(value)
+            elif kind == "head":
+                sets = {key: frozenset(value[key]) for key in ("left", "story")}
+                self.heads[int(what)] = Head(tuple(value["stable"]), value["streaks"], **sets)
+            elif kind == "window":
+                lists = {key: tuple(value[key]) for key in ("blocks", "begins")}
+                self.windows[int(what)] = Window(**{**value, **lists})
 
     def close(self) -> None:
         if self._journal:
@@ -258,7 +287,7 @@ class Journal:
             )
             for request in requests
         ]
-        said = [(name, orjson.dumps(value).decode()) for name, value in (facts or {}).items()]
+        said = [(name, orjson.dumps(value, default=sorted).decode()) for name, value in (facts or {}).items()]
         self._writer.submit(self._write, list(entries), rows, gone, said)
 
     def close(self) -> None:
@@ -338,6 +367,7 @@ class Journal:
             )
             db.execute("DELETE FROM cache_requests WHERE row <= ?", (gone,))
             db.executemany("INSERT OR REPLACE INTO cache_facts VALUES (?, ?)", facts)
+            db.execute("DELETE FROM cache_facts WHERE value = 'null'")
             db.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             log.warning("What was learned of the prompt caches could not be kept: %s", error)

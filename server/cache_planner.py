@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.cache_memory import WEEK, CacheMemory, Kept, Request, Scope
 from server.models import Model
-from server.prefix import Place, Prompt, read_prompt
+from server.prefix import THOUGHTS, Place, Prompt, read_prompt
 from server.request import ChatRequest
+from server.rewrite import late_lore, steady_window
 from server.rewrite.cache_marks import marks_in, with_marks, without_marks
 from server.rewrite.cache_plan import (
     LOOKBACK,
@@ -23,7 +24,7 @@ from server.rewrite.cache_plan import (
     plan_marks,
     tokens_of,
 )
-from server.rewrite.content import plural
+from server.rewrite.content import as_blocks, plural
 from server.usage import token_counts
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,17 @@ CLOSE = 0.03  # how far a count of tokens may be off ours and still mean the sam
 
 
 NOTHING = Forecast()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the helps learned of a chat: with the number it has in the memory, 0 for a new one."""
+
+    head: tuple[int, late_lore.Head] | None = None
+    window: tuple[int, steady_window.Window] | None = None
+
+
+NOTHING_LEARNED = Learned()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +61,7 @@ class Plan:
     live: Mapping[int, Held] = field(default_factory=dict)
     forecast: Forecast = NOTHING
     related: tuple[Request, ...] = ()
+    learned: Learned = NOTHING_LEARNED
     waited_for: int = 0  # blocks it shares with a request whose answer had not begun
     off: str = ""
 
@@ -63,26 +76,99 @@ class Plan:
         return max(self.within_reach, default=-1)
 
 
+@dataclass(frozen=True)
+class Helps:
+    """The opt-in helps that change the prompt, under the names of their settings."""
+
+    cache_late_lore: bool = False
+    cache_steady_window: bool = False
+
+
+NO_HELPS = Helps()
+
+
 def draft(
-    request: ChatRequest, model: Model, scope: Scope, memory: CacheMemory, now: float, *, ttl_allowed: bool = True
+    request: ChatRequest,
+    model: Model,
+    scope: Scope,
+    memory: CacheMemory,
+    now: float,
+    *,
+    ttl_allowed: bool = True,
+    helps: Helps = NO_HELPS,
 ) -> tuple[ChatRequest, Plan]:
     """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run."""
     removed = marks_in(request.body)
-    body = without_marks(request.body) if removed else request.body
-    prompt = read_prompt(body, model, "\n".join(scope), memory.secret)
+    bare = replace(request, body=without_marks(request.body)) if removed else request
+
+    def read(helped: ChatRequest) -> tuple[Prompt, dict[int, Held]]:
+        prompt = read_prompt(helped.body, model, "\n".join(scope), memory.secret)
+        return prompt, memory.live(prompt, now)
+
+    helped, learned = help_out(bare, model, memory, helps, cold=False)
+    prompt, live = read(helped)
+    if not live and learned.head:
+        helped, learned = help_out(bare, model, memory, helps, cold=True)
+        prompt, live = read(helped)
     terms = memory.terms(scope, model, ttl_allowed, now)
     related = memory.related(prompt)
-    live = memory.live(prompt, now)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
     marks = {} if off else plan_marks(prompt, live, [one.seen() for one in related], terms)
     expected = forecast(prompt, marks, live, terms)
-    plan = Plan(scope, model, prompt, terms, now, marks, live, expected, related, off=off)
+    plan = Plan(scope, model, prompt, terms, now, marks, live, expected, related, learned, off=off)
+    body = with_marks(helped.body, {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()})
+    if body == request.body:
+        return request, plan
     if not removed and not marks:
-        return request, plan
-    spelt = {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()}
-    if removed == len(marks) and with_marks(body, spelt) == request.body:
-        return request, plan
-    return request.noted("plan_cache", in_words(removed, marks), body=with_marks(body, spelt)), plan
+        return helped, plan
+    return helped.noted("plan_cache", in_words(removed, marks), body=body), plan
+
+
+def help_out(
+    request: ChatRequest, model: Model, memory: CacheMemory, helps: Helps, *, cold: bool
+) -> tuple[ChatRequest, Learned]:
+    """The request after the opt-in helps, and what they learned of the chat."""
+    learned = Learned()
+    if helps == NO_HELPS:
+        return request, learned
+    if model.binds_thinking and any(kind in THOUGHTS for kind in kinds_in(request.body)):
+        return request, learned  # such blocks are bound to everything before them
+    story = steady_window.Story.of(request.body["messages"], memory.secret)
+    if helps.cache_steady_window:
+        known = list(memory.windows.items())
+        at = steady_window.choose_window(story, [window for _, window in known])
+        number, before = known[at] if at >= 0 else (0, None)
+        window = steady_window.after(before, story, head_bytes(request.body))
+        learned = replace(learned, window=(number, window))
+        body, cut = steady_window.steady_window(request.body, story, window)
+        if cut:
+            detail = (
+                f"Left out the oldest {plural(cut, 'message')} at once, so that the rest can stay cached for a while."
+            )
+            request = request.noted("cache_steady_window", detail, body=body)
+    if helps.cache_late_lore and request.body.get("system"):
+        lines = late_lore.Lines.of(request.body["system"], memory.secret)
+        heads = list(memory.heads.items())
+        told = frozenset(story.digests)
+        at = late_lore.choose_head(lines, told, [head for _, head in heads])
+        number, old = heads[at] if at >= 0 else (0, None)
+        head = late_lore.after(old, lines, told, cold)
+        learned = replace(learned, head=(number, head))
+        body, moved = late_lore.late_lore(request.body, lines, head, model)
+        if moved:
+            detail = (
+                f"Moved {plural(moved, 'changing line')} of the system prompt behind the story, which stays cached so."
+            )
+            request = request.noted("cache_late_lore", detail, body=body)
+    return request, learned
+
+
+def head_bytes(body: Mapping[str, Any]) -> int:
+    return sum(len(str(block.get("text", ""))) for block in as_blocks(body.get("system")))
+
+
+def kinds_in(body: Mapping[str, Any]) -> set[str]:
+    return {str(block.get("type")) for message in body["messages"] for block in as_blocks(message.get("content"))}
 
 
 def mark_of(lifetime: Lifetime) -> dict[str, str]:
@@ -105,11 +191,18 @@ class CachePlanner:
         self._waiting: list[Plan] = []
 
     def plan(
-        self, request: ChatRequest, model: Model, scope: Scope, now: float, *, ttl_allowed: bool = True
+        self,
+        request: ChatRequest,
+        model: Model,
+        scope: Scope,
+        now: float,
+        *,
+        ttl_allowed: bool = True,
+        helps: Helps = NO_HELPS,
     ) -> tuple[ChatRequest, Plan | None]:
         """The request as it should be sent. If anything fails here, it goes without marks, and there is no plan."""
         try:
-            planned, plan = draft(request, model, scope, self._memory, now, ttl_allowed=ttl_allowed)
+            planned, plan = draft(request, model, scope, self._memory, now, ttl_allowed=ttl_allowed, helps=helps)
             self._waiting = [other for other in self._waiting if now - other.at < WAITING]
             for other in self._waiting:
                 if other.prompt.seals == plan.prompt.seals and other.marks:
@@ -182,6 +275,10 @@ class CachePlanner:
             self._judge_lifetimes(plan, hit, started_at)
             memory.write(prompt, settled(plan, counts, stored, hit, started_at, began_at))
         memory.remember(prompt, plan.related, started_at)
+        if plan.learned.head:
+            memory.keep_head(*plan.learned.head)
+        if plan.learned.window:
+            memory.keep_window(*plan.learned.window)
 
     def _judge_lifetimes(self, plan: Plan, hit: int, now: float) -> None:
         """Whether a mark of one lifetime finds entries of the other: the documentation implies it, no more."""

@@ -1,0 +1,139 @@
+"""Step (opt-in, `cache_late_lore`): changing lines of `system` stand behind the stable part of the prompt.
+
+World Info and macros change lines in front of the whole story, and the prompt cache is lost from there on. So lines that
+came, went or changed leave `system` and are sent just before the player's last message. Their order changes, not a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Any
+
+from server.models import Model
+from server.rewrite.content import Block, Message, as_blocks, text_block
+
+SETTLED = 8  # requests in a row that had a line, until it may stand in front (again)
+SETTLED_AGAIN = 16  # for a line that left once
+MOST = 0.6  # of `system` may have changed for it to be the same one by its lines alone
+SAME_STORY = 0.3  # of the messages were there before: then it is the same one, though another character speaks
+
+
+@dataclass(frozen=True)
+class Head:
+    """The stable lines of a chat's `system`, as digests, in order. Of every line lately seen in it: in how many requests
+    in a row, and whether it ever left. And the chat's messages as they were last."""
+
+    stable: tuple[str, ...]
+    streaks: Mapping[str, int]
+    left: frozenset[str] = frozenset()
+    story: frozenset[str] = frozenset()
+
+    def stands(self, line: str) -> bool:
+        return self.streaks.get(line, 0) >= (SETTLED_AGAIN if line in self.left else SETTLED)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a `system`: for each its block, its text and its digest. Blocks that are more than text have none."""
+
+    blocks: Sequence[Block]
+    rows: tuple[tuple[int, str, str], ...]
+
+    @classmethod
+    def of(cls, system: str | list[Block] | None, secret: bytes) -> Lines:
+        blocks = as_blocks(system)
+        texts = [(i, line) for i, block in enumerate(blocks) if is_plain(block) for line in block["text"].split("\n")]
+        return cls(blocks, tuple((i, line, digest(line, secret)) for i, line in texts))
+
+    @property
+    def digests(self) -> list[str]:
+        return [one for _, _, one in self.rows]
+
+    def moved(self, stable: Sequence[str]) -> set[int]:
+        """The rows that are not among the stable ones, in their order; blank lines are nobody's lore."""
+        kept: set[int] = set()
+        for block in SequenceMatcher(None, stable, self.digests, autojunk=False).get_matching_blocks():
+            kept.update(range(block.b, block.b + block.size))
+        return set(range(len(self.rows))) - kept
+
+    def share(self, rows: set[int]) -> float:
+        total = sum(len(line) for _, line, _ in self.rows)
+        return sum(len(self.rows[row][1]) for row in rows) / total if total else 0.0
+
+
+def is_plain(block: Block) -> bool:
+    return block.get("type") == "text" and len(block) == 2
+
+
+def digest(line: str, secret: bytes) -> str:
+    return hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=8, key=secret).hexdigest()
+
+
+def choose_head(lines: Lines, story: frozenset[str], heads: Sequence[Head]) -> int:
+    """The index of the head these lines belong to, -1 if they are of a new one."""
+    told = [len(story & head.story) / max(len(story), 1) for head in heads]
+    best = max(range(len(heads)), key=lambda i: told[i], default=-1)
+    if best >= 0 and told[best] >= SAME_STORY:
+        return best
+    shares = [lines.share(lines.moved(head.stable)) for head in heads]
+    best = min(range(len(heads)), key=lambda i: shares[i], default=-1)
+    return best if best >= 0 and shares[best] <= MOST else -1
+
+
+def after(head: Head | None, lines: Lines, story: frozenset[str], cold: bool) -> Head:
+    """The head as it is for a request with these lines. It changes where a stable line left and, since the cache is lost
+    then, or when it is cold anyway, takes in the lines that have settled."""
+    present = lines.digests
+    if head is None:
+        return Head(tuple(present), dict.fromkeys(present, 1), story=story)
+    streaks = {line: head.streaks.get(line, 0) + 1 for line in present}
+    left = head.left | (head.streaks.keys() - streaks.keys())
+    known = Head(head.stable, streaks, left, story)
+    moved = lines.moved(head.stable)
+    kept = [line for row, (_, _, line) in enumerate(lines.rows) if row not in moved]
+    if len(kept) < len(head.stable) or cold:
+        stable = tuple(line for row, line in enumerate(present) if row not in moved or known.stands(line))
+        return replace(known, stable=stable)
+    return known
+
+
+def late_lore(body: Mapping[str, Any], lines: Lines, head: Head, model: Model) -> tuple[dict[str, Any], int]:
+    """The body with the lines that are not in the head moved behind the story; and how many they were."""
+    moved = lines.moved(head.stable)
+    text = "\n".join(line for row, (_, line, _) in enumerate(lines.rows) if row in moved and line.strip())
+    if not text:
+        return dict(body), 0
+    system: list[Block] = []
+    for i, block in enumerate(lines.blocks):
+        mine = [(row, line) for row, (of, line, _) in enumerate(lines.rows) if of == i]
+        kept = [line for row, line in mine if row not in moved]
+        if len(kept) == len(mine):
+            system.append(block)
+        elif "".join(kept).strip():
+            system.append(text_block("\n".join(kept)))
+    changed = dict(body)
+    if system:
+        changed["system"] = system
+    else:
+        del changed["system"]
+    changed["messages"] = with_late(body["messages"], text, model)
+    return changed, sum(1 for row in moved if lines.rows[row][1].strip())
+
+
+def with_late(messages: list[Message], text: str, model: Model) -> list[Message]:
+    """The messages with the text just before the last user message; as a `system` message where the model takes one.
+
+    That one must follow a user's turn and end the list (Anthropic docs, 2026-08). Results of tools stand first in theirs.
+    """
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    if last < 0:
+        return [{"role": "user", "content": [text_block(text)]}, *messages]
+    if model.system_messages and last == len(messages) - 1:
+        return [*messages, {"role": "system", "content": [text_block(text)]}]
+    blocks = as_blocks(messages[last]["content"])
+    results = sum(block.get("type") == "tool_result" for block in blocks)
+    changed = {**messages[last], "content": [*blocks[:results], text_block(text), *blocks[results:]]}
+    return [*messages[:last], changed, *messages[last + 1 :]]
