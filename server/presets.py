@@ -170,8 +170,8 @@ class Personas:
                     404, f"The persona “{stem}” is switched off: its file {problem}. Mend presets/{stem}.json."
                 )
         known = ", ".join(sorted(self._personas)) or "none"
-        which = f"persona “{name}”" if NAME.fullmatch(name) else "such persona"
-        raise ProxyError(404, f"There is no {which}. Known personas: {known}. Correct the end of the proxy URL.")
+        which = f"There is no persona “{name}”." if NAME.fullmatch(name) else "There is no such persona."
+        raise ProxyError(404, f"{which} Known personas: {known}. Correct the end of the proxy URL.")
 
     def look_again(self) -> None:
         """Read what is new or changed, forget what is gone. A damaged file switches its own persona off, no other."""

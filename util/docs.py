@@ -51,14 +51,18 @@ def rooms_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def util_table() -> str:
     """A row for each script of util/: its name, and the first line of its docstring."""
-    rows = [f"| [`{path.name}`](util/{path.name}) | {purpose(path)} |" for path in sorted((ROOT / "util").glob("*.py"))]
+    scripts = sorted((ROOT / "util").glob("*.py"))
+    rows = [f"| [`{path.name}`](util/{path.name}) | {docstring(path).splitlines()[0]} |" for path in scripts]
     return table("script", "its use", rows)
 
 
 def purpose(path: Path) -> str:
     """The first sentence of a module's docstring."""
-    words = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
-    return re.split(r"(?<=[.!?]) (?=[A-Z`])", words)[0].replace("|", "\\|")
+    return re.split(r"(?<=[.!?]) (?=[A-Z`])", " ".join(docstring(path).split()))[0]
+
+
+def docstring(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").replace("|", "\\|")
 
 
 def table(left: str, right: str, rows: list[str]) -> str:
