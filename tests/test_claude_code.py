@@ -384,9 +384,16 @@ asyncio.run(main())
 
 
 @needs_posix
-async def test_in_a_read_only_folder_the_login_is_used_while_it_is_valid_and_never_spent(tmp_path, oauth, clock, file):
+@pytest.mark.parametrize("lock_is_there", [False, True])
+async def test_in_a_read_only_folder_the_login_is_used_while_it_is_valid_and_never_spent(
+    tmp_path, oauth, clock, file, lock_is_there
+):
     """As with a folder mounted read-only into a container: renewed tokens could not be stored for Claude Code."""
     os.chmod(file, 0o644)
+    if lock_is_there:
+        lock = file.with_name(file.name + ".lock")
+        lock.touch()
+        lock.chmod(0o666)
     os.chmod(file.parent, 0o555)
     os.chmod(tmp_path, 0o777)
     open_to_all(tmp_path)

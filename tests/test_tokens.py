@@ -4,15 +4,19 @@ import asyncio
 import contextlib
 import json
 import stat
+import subprocess
 
 import pytest
 
 from server.errors import ProxyError
 from server.files import Damaged
 from server.oauth import Tokens
+from server.shared_json import SharedJson
 from server.tokens import (
     AHEAD,
     JITTER,
+    Login,
+    OwnHome,
     Pause,
     change_entry,
     check_document,
@@ -23,7 +27,7 @@ from server.tokens import (
     with_tokens,
 )
 from tests.fake_oauth import FakeOAuth
-from tests.pools import NOW, Clock, login, make_pool, needs_posix, python, started, stored
+from tests.pools import NOW, Clock, login, make_pool, needs_posix, python, settings, started, stored
 
 pytestmark = pytest.mark.anyio
 
@@ -195,7 +199,7 @@ async def test_closing_waits_for_a_renewal_under_way(tmp_path, oauth, clock):
     oauth.gate.set()
     await closing
     assert oauth.refreshes == 1
-    assert on_disk(tmp_path)["access_token"] in oauth.access
+    assert oauth.refresh[on_disk(tmp_path)["refresh_token"]] == "live"
 
 
 async def test_renewed_tokens_are_on_the_disk_before_anybody_uses_them(pool, oauth, clock, tmp_path):
@@ -301,6 +305,44 @@ async def test_a_stale_request_gets_the_token_that_is_there_already(pool, oauth)
     renewed = await pool.after_401(stale)
     assert await pool.after_401(stale) == renewed
     assert oauth.refreshes == 1
+
+
+class SlowToLetGo(SharedJson):
+    """A file whose lock takes its time to be given back: then `let_go` is set by the test."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.let_go, self.leaving = asyncio.Event(), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def lock(self, wait=30.0):
+        async with super().lock(wait):
+            yield
+        self.leaving.set()
+        await self.let_go.wait()
+
+
+async def test_who_meets_a_401_during_a_renewal_for_an_older_token_does_not_get_the_refused_one_again(
+    tmp_path, oauth, clock
+):
+    """The renewal under way has just adopted what another process stored, and that very token is refused now."""
+    old, stored_by_another = login(oauth, clock, lifetime=-60), login(oauth, clock)
+    file = SlowToLetGo(tmp_path / "tokens.json", ours=True, check=check_document, clock=clock)
+    file.edit(put_entry(with_tokens({"id": "acc_1", "kind": "subscription"}, stored_by_another)))
+    file.let_go.set()
+    await file.save()
+    file.let_go.clear(), file.leaving.clear()
+
+    one = Login(OwnHome(file, "acc_1", settings(oauth.url), clock), clock, lambda tokens, reason: None)
+    first = asyncio.create_task(one.renewed(old.access_token))
+    await file.leaving.wait()
+    oauth.kill(stored_by_another.access_token)
+    second = asyncio.create_task(one.refused(stored_by_another.access_token))
+    await asyncio.sleep(0)
+    file.let_go.set()
+    assert await first == stored_by_another
+    assert (await second).access_token in oauth.access
+    assert (oauth.refreshes, oauth.reuses) == (1, 0)
 
 
 async def test_a_second_refusal_sets_the_login_aside_and_keeps_it(pool, oauth, tmp_path):
@@ -578,11 +620,14 @@ WORKER = """
 import asyncio, json, sys, time
 from pathlib import Path
 from tests.pools import Clock, make_pool
-async def main(folder, url, requests, now):
-    pool = make_pool(Path(folder), url, Clock(float(now)))
+async def main(folder, url, requests, late):
+    clock = Clock()
+    pool = make_pool(Path(folder), url, clock)
     await pool.start()
+    await pool.tend()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
+    clock.now += float(late)
     ends = await asyncio.gather(*(pool.credential() for _ in range(int(requests))), return_exceptions=True)
     print(json.dumps([getattr(end, "secret", repr(end)) for end in ends]), flush=True)
     await pool.close()
@@ -590,11 +635,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def in_processes(count, folder, url, requests, now):
-    """What each request of each process got; all processes begin at the same moment."""
-    import subprocess
-
-    workers = [python(WORKER, folder, url, requests, now, stdin=subprocess.PIPE) for _ in range(count)]
+async def in_processes(count, folder, url, requests):
+    """What each request of each process got; for all of them the token ends at the same moment."""
+    workers = [python(WORKER, folder, url, requests, TOO_LATE, stdin=subprocess.PIPE) for _ in range(count)]
     try:
         for worker in workers:
             assert await asyncio.to_thread(worker.stdout.readline) == "ready\n", worker.stderr.read()
@@ -614,8 +657,7 @@ async def test_several_processes_on_one_folder_renew_once(tmp_path, oauth, clock
     async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
         await pool.add_oauth(login(oauth, clock))
     oauth.delay = 0.2
-    clock.now += TOO_LATE
-    got = await in_processes(count, tmp_path, oauth.url, 100 // count, clock.now)
+    got = await in_processes(count, tmp_path, oauth.url, 100 // count)
     assert len(got) == 100 // count * count
     assert set(got) <= oauth.access
     assert (oauth.refreshes, oauth.reuses, len(oauth.seen)) == (1, 0, 1)
@@ -628,9 +670,7 @@ async def test_the_death_of_the_process_that_renews_frees_the_others(tmp_path, o
         await pool.add_oauth(login(oauth, clock))
         clock.now += TOO_LATE
         oauth.hang = 1
-        import subprocess
-
-        with python(WORKER, tmp_path, oauth.url, 1, clock.now, stdin=subprocess.PIPE) as holder:
+        with python(WORKER, tmp_path, oauth.url, 1, TOO_LATE, stdin=subprocess.PIPE) as holder:
             assert await asyncio.to_thread(holder.stdout.readline) == "ready\n"
             holder.stdin.write("go\n")
             holder.stdin.flush()
