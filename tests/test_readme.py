@@ -45,8 +45,8 @@ def test_every_command_is_told_in_its_table():
 
 
 def test_every_file_and_picture_it_points_to_is_there():
-    targets = re.findall(r"\]\(([^)#\s]+)\)", README)
-    assert targets
+    targets = re.findall(r"\]\(([^)#\s]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    assert "docs/pictures/chat.png" in targets
     missing = [target for target in targets if not target.startswith("https://") and not (TOP / target).exists()]
     assert missing == []
 
