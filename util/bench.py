@@ -1,0 +1,386 @@
+"""Measures what the proxy costs, in ratios within one run: python util/bench.py [LOAD …] [--rounds N] [--json].
+
+Each load is played against the upstream directly, through nginx (when installed), through a naive proxy, and through
+Tavern Proxy with default settings, turn about, on loopback. CPU is that of the whole process between, per request or
+event; added is the median time over going direct. Machines are noisy: compare the columns of one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parent.parent
+KEY = "sk-ant-api03-bench"
+WORDS = "The lantern swung over the wet planks while the river went on talking in its sleep about the hills. "
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+@dataclass(frozen=True)
+class Load:
+    """`requests` in all over `connections`; a streamed one brings `events` deltas, `pause` seconds apart."""
+
+    name: str
+    body: Callable[[], dict[str, Any]]
+    requests: int
+    connections: int = 1
+    events: int = 0
+    pause: float = 0.0
+
+    @property
+    def units(self) -> int:
+        """What the CPU is divided by: events of a stream, or requests."""
+        return self.requests * max(self.events, 1)
+
+
+def chat(size: int, messages: int = 2) -> dict[str, Any]:
+    """A chat of about `size` bytes of prose."""
+    each = max(size // max(messages, 1), 1)
+    text = (WORDS * (each // len(WORDS) + 1))[:each]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": f"{i} {text}"}]}
+        for i in range(messages)
+    ]
+    if turns[-1]["role"] == "assistant":
+        turns.append({"role": "user", "content": [{"type": "text", "text": "Go on."}]})
+    return {"model": "claude-sonnet-4-6", "max_tokens": 300, "stream": False, "messages": turns}
+
+
+def picture(size: int) -> dict[str, Any]:
+    """A short chat with one PNG of `size` bytes of base64."""
+    import base64
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    side = 600
+    rows = b"".join(b"\0" + os.urandom(side * 3) for _ in range(side))
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows, 1))
+        + chunk(b"IEND", b"")
+    )
+    data = base64.b64encode(png).decode()
+    body = chat(500)
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    body["messages"].append({"role": "user", "content": [block, {"type": "text", "text": f"Look ({size})."}]})
+    return body
+
+
+LOADS = (
+    Load("2 KB, one connection", lambda: chat(1800), 1500),
+    Load("2 KB, 256 connections", lambda: chat(1800), 4000, connections=256),
+    Load("1 MB of prose in 230 messages", lambda: chat(1_000_000, 230), 60),
+    Load("1.4 MB image", lambda: picture(1_400_000), 40),
+    Load("300 paced events", lambda: {**chat(1800), "stream": True}, 8, connections=8, events=300, pause=0.02),
+    Load("300 events at once", lambda: {**chat(1800), "stream": True}, 60, events=300),
+    Load("1000 open streams", lambda: {**chat(1800), "stream": True}, 1000, connections=1000, events=50, pause=0.1),
+)
+
+
+# ---------------------------------------------------------------------------------------------- the upstream of the bench
+
+
+def event(kind: str, **data: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
+
+
+USAGE = {"input_tokens": 500, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 1}
+PLAIN = json.dumps(
+    {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-sonnet-4-6",
+        "stop_reason": "end_turn",
+        "content": [{"type": "text", "text": WORDS * 3}],
+        "usage": USAGE,
+    }
+).encode()
+HEAD = event(
+    "message_start", message={"id": "msg_1", "model": "claude-sonnet-4-6", "usage": USAGE, "content": []}
+) + event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+DELTA = event("content_block_delta", index=0, delta={"type": "text_delta", "text": "and then "})
+TAIL = (
+    event("content_block_stop", index=0)
+    + event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 300})
+    + event("message_stop")
+)
+
+
+async def serve_upstream(port: int) -> None:
+    """A server that does as little as possible, so that what is measured is what stands before it."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = next(
+                    (int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0
+                )
+                await reader.readexactly(length)
+                events, pause = asked_of(head)
+                if not events:
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                        % (len(PLAIN), PLAIN)
+                    )
+                    continue
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    + chunk(HEAD)
+                )
+                for _ in range(events):
+                    writer.write(chunk(DELTA))
+                    if pause:
+                        await asyncio.sleep(pause)
+                writer.write(chunk(TAIL) + b"0\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", port, limit=2**20, backlog=2048)
+    await server.serve_forever()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def asked_of(head: bytes) -> tuple[int, float]:
+    """How many events a request asks for, and how far apart: anthropic-user-profile-id passes every proxy unchanged."""
+    for line in head.split(b"\r\n"):
+        if line.startswith(b"anthropic-user-profile-id:"):
+            events, pause = line.partition(b":")[2].split(b"/")
+            return int(events), float(pause)
+    return 0, 0.0
+
+
+async def serve_naive(port: int, upstream: str) -> None:
+    """What a weekend's proxy looks like: parse, dump, forward with httpx2, re-frame each line."""
+    import httpx2
+    from aiohttp import web
+
+    client = httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=2000))
+
+    async def messages(request: web.Request) -> web.StreamResponse:
+        body = json.dumps(await request.json())
+        headers = {
+            "content-type": "application/json",
+            "anthropic-user-profile-id": request.headers.get("anthropic-user-profile-id", "0/0"),
+        }
+        async with client.stream("POST", f"{upstream}/v1/messages", content=body, headers=headers) as answer:
+            response = web.StreamResponse(headers={"Content-Type": answer.headers["content-type"]})
+            await response.prepare(request)
+            async for line in answer.aiter_lines():
+                await response.write(line.encode() + b"\n")
+            return response
+
+    app = web.Application(client_max_size=2**26)
+    app.router.add_post("/v1/messages", messages)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
+
+
+NGINX = """daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log;
+events {{ worker_connections 8192; }}
+http {{ access_log off; client_body_temp_path {dir}/body; client_max_body_size 64m; client_body_buffer_size 4m;
+ proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+ upstream up {{ server {upstream}; keepalive 2048; }}
+ server {{ listen 127.0.0.1:{port} backlog=2048; keepalive_requests 100000;
+  location / {{ proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }} }}
+"""
+
+
+# ------------------------------------------------------------------------------------------------------------- the client
+
+
+async def play(load: Load, port: int, raw: bytes) -> list[float]:
+    """Seconds from sending each request to its first byte of body (of a stream), or to its end."""
+    times: list[float] = []
+    left = iter(range(load.requests))
+    head = (
+        f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nx-api-key: {KEY}\r\n"
+        f"anthropic-version: 2023-06-01\r\nanthropic-user-profile-id: {load.events}/{load.pause}\r\nContent-Length: {len(raw)}\r\n\r\n"
+    ).encode()
+
+    async def one_connection() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
+        for _ in left:
+            begun = time.perf_counter()
+            writer.write(head + raw)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if b" 200 " not in answer.split(b"\r\n")[0]:
+                raise RuntimeError(answer.decode() + (await reader.read(500)).decode())
+            length = next(
+                (int(line[15:]) for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:")), None
+            )
+            if length is not None:
+                await reader.readexactly(length)
+                times.append(time.perf_counter() - begun)
+                continue
+            first = True
+            while size := int(await reader.readline(), 16):
+                await reader.readexactly(size + 2)
+                if first:
+                    times.append(time.perf_counter() - begun)
+                    first = False
+            await reader.readline()
+        writer.close()
+
+    await asyncio.gather(*(one_connection() for _ in range(load.connections)))
+    return times
+
+
+# ----------------------------------------------------------------------------------------------------------- what stands between
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process and its children so far (Linux)."""
+    total = 0.0
+    for one in [pid, *children(pid)]:
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / TICKS
+    return total
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def memory(pid: int) -> float:
+    """Resident MiB of a process."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    import socket
+
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"nothing listens at {port}")
+
+
+@contextmanager
+def process(port: int, command: Sequence[str], **environ: str) -> Iterator[int]:
+    running = subprocess.Popen(command, cwd=TOP, env={**os.environ, **environ}, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        yield running.pid
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(40)
+
+
+def contestants(stack: ExitStack, upstream: int, folder: str, only: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """`{name: (port, pid)}` of everything that can be compared on this machine."""
+    found: dict[str, tuple[int, int]] = {}
+    if shutil.which("nginx") and "nginx" in only:
+        port = free_port()
+        config = Path(folder) / "nginx.conf"
+        config.write_text(NGINX.format(dir=folder, port=port, upstream=f"127.0.0.1:{upstream}"))
+        found["nginx"] = (port, stack.enter_context(process(port, ["nginx", "-c", str(config), "-p", folder])))
+    if "naive" in only:
+        port = free_port()
+        command = [sys.executable, __file__, "--serve-naive", str(port), f"http://127.0.0.1:{upstream}"]
+        found["naive"] = (port, stack.enter_context(process(port, command)))
+    port = free_port()
+    settings = {
+        "PROXY_PORT": str(port),
+        "PROXY_DATA_DIR": str(Path(folder) / "data"),
+        "PROXY_API_BASE_URL": f"http://127.0.0.1:{upstream}",
+        "PROXY_AUTO_OPEN_BROWSER": "false",
+        "PROXY_LOG_LEVEL": "WARNING",
+        "HOME": folder,
+    }
+    found["tavern"] = (port, stack.enter_context(process(port, [sys.executable, "-m", "server"], **settings)))
+    return found
+
+
+def measure(load: Load, direct: int, others: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]:
+    """One load against everything, turn about: CPU per unit in µs, median time in ms."""
+    raw = json.dumps(load.body()).encode()
+    spent: dict[str, list[float]] = {name: [] for name in others}
+    took: dict[str, list[float]] = {name: [] for name in ("direct", *others)}
+    for _ in range(rounds):
+        took["direct"] += asyncio.run(play(load, direct, raw))
+        for name, (port, pid) in others.items():
+            before = cpu(pid)
+            took[name] += asyncio.run(play(load, port, raw))
+            spent[name].append((cpu(pid) - before) / load.units * 1e6)
+    return {
+        "load": load.name,
+        "unit": "event" if load.events else "request",
+        "cpu_us": {name: statistics.median(values) for name, values in spent.items()},
+        "ms": {name: statistics.median(values) * 1000 for name, values in took.items()},
+        "memory_mib": memory(others["tavern"][1]),
+    }
+
+
+def show(row: dict[str, Any]) -> str:
+    cpu_us, ms = row["cpu_us"], row["ms"]
+    base = cpu_us.get("nginx") or 0.0
+    cells = [f"{row['load']:32}", f"{cpu_us['tavern']:9.0f} µs/{row['unit']:8}"]
+    cells.append(f"× nginx {cpu_us['tavern'] / base:6.1f}" if base else "× nginx      –")
+    cells.append(f"× naive {cpu_us['tavern'] / cpu_us['naive']:5.2f}" if cpu_us.get("naive") else "× naive     –")
+    cells.append(f"added {ms['tavern'] - ms['direct']:7.2f} ms (× direct {ms['tavern'] / ms['direct']:.1f})")
+    cells.append(f"{row['memory_mib']:5.0f} MiB")
+    return "  ".join(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("load", nargs="*", help="words of the loads to play (default: all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="nginx,naive", help="what to compare with")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve-upstream", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-naive", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve_upstream:
+        asyncio.run(serve_upstream(given.serve_upstream))
+    if given.serve_naive:
+        asyncio.run(serve_naive(int(given.serve_naive[0]), given.serve_naive[1]))
+    chosen = [load for load in LOADS if not given.load or any(word in load.name for word in given.load)]
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        direct = free_port()
+        stack.enter_context(process(direct, [sys.executable, __file__, "--serve-upstream", str(direct)]))
+        others = contestants(stack, direct, folder, given.only.split(","))
+        for load in chosen:
+            row = measure(load, direct, others, given.rounds)
+            print(json.dumps(row) if given.json else show(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
