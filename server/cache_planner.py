@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.cache_memory import WEEK, CacheMemory, Kept, Request, Scope
 from server.models import Model
-from server.prefix import THOUGHTS, Place, Prompt, read_prompt
+from server.prefix import THOUGHTS, Prompt, read_prompt
 from server.request import ChatRequest
 from server.rewrite import late_lore, steady_window
 from server.rewrite.cache_marks import marks_in, with_marks, without_marks
@@ -45,6 +45,13 @@ class Learned:
     window: tuple[int, steady_window.Window] | None = None
 
 
+class Lapsed(NamedTuple):
+    """The longest entry of a prompt that is alive no more, and when it was last used."""
+
+    block: int
+    used_at: float
+
+
 NOTHING_LEARNED = Learned()
 
 
@@ -62,6 +69,7 @@ class Plan:
     forecast: Forecast = NOTHING
     related: tuple[Request, ...] = ()
     learned: Learned = NOTHING_LEARNED
+    lapsed: Lapsed | None = None
     waited_for: int = 0  # blocks it shares with a request whose answer had not begun
     off: str = ""
 
@@ -114,8 +122,21 @@ def draft(
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
     marks = {} if off else plan_marks(prompt, live, [one.seen() for one in related], terms)
-    expected = forecast(prompt, marks, live, terms)
-    plan = Plan(scope, model, prompt, terms, now, marks, live, expected, related, learned, off=off)
+    dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in memory.known(prompt) if i not in live]
+    plan = Plan(
+        scope=scope,
+        model=model,
+        prompt=prompt,
+        terms=terms,
+        at=now,
+        marks=marks,
+        live=live,
+        forecast=forecast(prompt, marks, live, terms),
+        related=related,
+        learned=learned,
+        lapsed=max(dead, default=None),
+        off=off,
+    )
     body = with_marks(helped.body, {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()})
     if body == request.body:
         return request, plan
@@ -234,6 +255,11 @@ class CachePlanner:
             self._learn(plan, usage, started_at, began_at)
         except Exception:
             log.exception("Learning from a reply's cache figures failed.")
+
+    def pinged(self, plan: Plan, at: float) -> None:
+        """A ping read the prefix up to the plan's last mark."""
+        last = max(plan.marks)
+        self._memory.write(plan.prompt, {last: Kept("5m", at + SECONDS["5m"], at)})
 
     def failed(self, plan: Plan | None) -> None:
         """It was refused or broke off before its response began: it wrote nothing."""
@@ -380,8 +406,3 @@ def settled(
         exact = counts.read + counts.written if i == new[-1] else 0
         changed[i] = Kept(lifetime, started_at + SECONDS[lifetime], began_at, exact)
     return changed
-
-
-def places_of(plan: Plan) -> dict[Place, Lifetime]:
-    """Where the marks stand in the body."""
-    return {plan.prompt.places[i]: lifetime for i, lifetime in plan.marks.items()}

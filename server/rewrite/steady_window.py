@@ -78,7 +78,7 @@ def choose_window(story: Story, windows: Sequence[Window]) -> int:
     return best if best >= 0 and shares[best] >= 0.35 else -1
 
 
-def slid(before: Sequence[str], now: Sequence[str]) -> bool:
+def slid(before: Sequence[object], now: Sequence[object]) -> bool:
     """Whether the first blocks are gone and the next ones are in place."""
     return len(now) > ALIKE and any(
         tuple(before[at : at + ALIKE]) == tuple(now[:ALIKE]) for at in range(1, len(before) - ALIKE + 1)
