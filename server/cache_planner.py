@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from server.cache_memory import WEEK, CacheMemory, Kept, Request, Scope
+from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope
 from server.models import Model
 from server.prefix import THOUGHTS, Prompt, read_prompt
 from server.request import ChatRequest
@@ -313,10 +313,12 @@ class CachePlanner:
             return
         said = {lifetime for mark, lifetime in plan.marks.items() if plan.hit <= mark < plan.hit + LOOKBACK}
         entry = plan.live[plan.hit]
-        if entry.lifetime in said or entry.until - now < 30:
+        if entry.lifetime in said:
             return
         if hit >= plan.hit:
             self._memory.learn(plan.scope.upstream, mixed=True, doubts=0)
+        elif entry.until - now < 30 or not plan.related or now - plan.related[-1].at < PROGRAM:
+            return  # it may have died: of age, or in a pause that this clock did not see
         elif known.doubts + 1 < DOUBTS:
             self._memory.learn(plan.scope.upstream, doubts=known.doubts + 1)
         else:
