@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -23,6 +24,7 @@ Kind = Literal["api_key", "platform", "subscription"]
 Source = Literal["own", "ant", "claude_code"]
 State = Literal["ready", "resting", "sign_in_again", "off"]
 KINDS: tuple[Kind, ...] = ("api_key", "platform", "subscription")
+LONGEST_REST = 366 * 86400.0  # seconds
 
 OPEN_PAGE = "Open the proxy's page in your browser (./run.sh open)"
 
@@ -106,8 +108,9 @@ class Rest:
 
 
 def longer_rest(old: Rest | None, until: float, reason: str, now: float) -> Rest:
-    """The rest that follows from a new refusal: at least a second, and never shorter than the one that holds."""
-    end = now + 60 if isnan(until) else max(until, now + 1)
+    """The rest that follows from a new refusal: at least a second, and never shorter than the one that holds. An end
+    beyond a year is none."""
+    end = now + 60 if isnan(until) else inf if until > now + LONGEST_REST else max(until, now + 1)
     return old if old and old.holds(now) and old.until >= end else Rest(now, end, reason)
 
 
@@ -192,7 +195,7 @@ def guest_credential(headers: Mapping[str, str], known: Iterable[Credential], ba
     if not secret.startswith("sk-ant-oat"):
         return Credential("api_key", secret, base_url)
     for credential in known:
-        if credential.secret == secret:
+        if hmac.compare_digest(credential.secret, secret):
             return replace(credential, account_id="", renewed=False)
     return Credential("subscription", secret, base_url)
 
@@ -200,6 +203,11 @@ def guest_credential(headers: Mapping[str, str], known: Iterable[Credential], ba
 def account_name(text: str, instead: str) -> str:
     """A name as it may stand on a page and in a log line."""
     return "".join(c for c in text if c.isprintable()).strip()[:80] or instead
+
+
+def ending(key: str) -> str:
+    """The last four characters of a key, by which its owner knows it; none of a short one."""
+    return key[-4:] if len(key) >= 16 else ""
 
 
 @dataclass(frozen=True)
@@ -366,7 +374,7 @@ class Accounts:
         await self._wallet.require_writable()
         identity = fingerprint(key)
         old = next((e for e in self._wallet.entries().values() if e.get("identity") == identity), {})
-        named = account_name(name, str(old.get("name") or f"API key …{key[-4:]}"))
+        named = account_name(name, str(old.get("name") or f"API key …{ending(key)}"))
         new = {"kind": "api_key", "name": named, "api_key": key, "base_url": base, "identity": identity}
         return await self._keep(old, new)
 
@@ -482,7 +490,7 @@ class Accounts:
             last_refresh_at=(login and login.renewed_at) or (stored if isinstance(stored, (int, float)) else None),
             last_refresh_error=login.error if login else "",
             identity=str(entry.get("identity", "")),
-            ends_with=entry["api_key"][-4:] if login is None else "",
+            ends_with=ending(entry["api_key"]) if login is None else "",
         )
         if not account.enabled:
             return replace(account, state="off", reason="Switched off.")

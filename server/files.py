@@ -223,7 +223,13 @@ def may_be_replaced(path: Path) -> bool:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return not os.path.ismount(path)
-    return all(line.split(" ")[4] != str(path) for line in mounts.splitlines() if line.count(" ") > 4)
+    return str(path) not in mount_points(mounts)
+
+
+def mount_points(mountinfo: str) -> set[str]:
+    """The fifth field of each line (proc(5)); a blank in a path stands there as an octal escape."""
+    lines = [line.split(" ") for line in mountinfo.splitlines()]
+    return {fields[4].replace("\\040", " ") for fields in lines if len(fields) > 4}
 
 
 def why(error: Exception) -> str:

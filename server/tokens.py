@@ -381,4 +381,4 @@ class Login:
         self.error = str(error)
         self.pause = self.pause.after_failure(self._clock(), error.retry_after)
         logger.warning("A login could not be renewed: %s. Next try in %.0f s.", error, self.pause.wait)
-        return error
+        return Unavailable(str(error), retry_after=self.pause.wait)

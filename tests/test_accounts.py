@@ -129,9 +129,9 @@ def test_a_new_rest_never_shortens_the_one_that_holds():
 
 
 @pytest.mark.parametrize(
-    ("until", "end"), [(NOW - 5, NOW + 1), (NOW, NOW + 1), (nan, NOW + 60), (inf, inf), (-inf, NOW + 1)]
+    ("until", "end"), [(NOW - 5, NOW + 1), (NOW, NOW + 1), (nan, NOW + 60), (inf, inf), (-inf, NOW + 1), (1e30, inf)]
 )
-def test_a_rest_lasts_at_least_a_second(until, end):
+def test_a_rest_lasts_at_least_a_second_and_one_beyond_a_year_has_no_end(until, end):
     assert longer_rest(None, until, "limit", NOW).until == end
 
 

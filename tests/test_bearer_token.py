@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.fake_oauth import FakeOAuth
-from tests.pools import TOP, login, make_pool, started, stored
+from tests.pools import TOP, Clock, login, make_pool, started, stored
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +46,8 @@ async def run(folder, oauth, *args, **environ):
 
 
 async def sign_in(folder, oauth, **changes):
-    async with started(make_pool(folder, oauth.url, time.time)) as pool:
+    """As on a day long before, so that this pool sees nothing to renew."""
+    async with started(make_pool(folder, oauth.url, Clock(time.time() - 10**6))) as pool:
         await pool.add_oauth(login(oauth, time.time, **changes))
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import threading
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,6 +17,7 @@ from server.files import (
     locked,
     may_be_replaced,
     mend_rights,
+    mount_points,
     private_folder,
     read_json_file,
     read_private,
@@ -318,6 +320,20 @@ async def test_the_death_of_a_holder_frees_its_lock(tmp_path):
                 pass
         child.kill()
     assert await enter(path) == "in"
+
+
+def test_a_single_file_mounted_into_a_container_is_recognised():
+    """Two lines as Docker makes them for `-v ~/.claude/.credentials.json:…`, one with a blank in the path."""
+    lines = [
+        "1 0 0:53 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/a:/b",
+        "2 1 8:1 /home/me/c.json /home/app/.claude/.credentials.json rw,relatime - ext4 /dev/sda1 rw",
+        r"3 1 8:1 /home/me/c.json /home/an\040app/c.json rw,relatime - ext4 /dev/sda1 rw",
+        "",
+    ]
+    found = mount_points("\n".join(lines))
+    assert found == {"/", "/home/app/.claude/.credentials.json", "/home/an app/c.json"}
+    if os.path.exists("/proc/self/mountinfo"):
+        assert not may_be_replaced(Path("/proc"))
 
 
 TRY_IT = """

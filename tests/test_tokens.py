@@ -410,7 +410,7 @@ async def test_while_the_endpoint_stumbles_logins_are_kept_and_valid_ones_used(t
             with pytest.raises(ProxyError) as raised:
                 await pool.credential()
             assert raised.value.status == 503
-            assert 1 <= int(raised.value.headers["retry-after"]) <= 60
+            assert raised.value.headers["retry-after"] == "1"
         assert (tmp_path / "data" / "tokens.json").read_bytes() == before
         assert pool.all()[0].state == "ready"
         assert pool.all()[0].last_refresh_error
@@ -428,6 +428,19 @@ async def test_under_load_the_endpoint_is_asked_at_most_eight_times_in_five_minu
     oauth.always = None
     clock.now += 60
     assert (await pool.credential()).secret in oauth.access
+
+
+async def test_retry_after_is_the_time_to_the_next_try(pool, oauth, clock):
+    clock.now += TOO_LATE
+    oauth.always = (503, "", {})
+    told = []
+    for _ in range(4):
+        with pytest.raises(ProxyError) as raised:
+            await pool.credential()
+        told.append(raised.value.headers["retry-after"])
+        clock.now += int(told[-1])
+    assert told == ["1", "4", "16", "60"]
+    assert len(oauth.seen) == 4
 
 
 async def test_retry_after_of_the_endpoint_is_kept(pool, oauth, clock):
