@@ -52,7 +52,7 @@ REMEDIES = (
     (
         r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|Connection refused|"
         r"Network is unreachable|name resolution|getaddrinfo failed|timed out",
-        "The internet cannot be reached. It is needed for this first start only: connect and start again.",
+        "The internet cannot be reached. It is needed to install, not later: connect and start again.",
     ),
     (
         r"DO NOT MATCH THE HASHES",
@@ -60,8 +60,8 @@ REMEDIES = (
     ),
     (
         r"No matching distribution|Failed building wheel|subprocess-exited-with-error|Could not build",
-        "A package is not ready-made for this Python and this kind of computer. Install Python 3.13, "
-        "delete the folder .venv and start again.",
+        "A package is not ready-made for this Python and this kind of computer. Install Python 3.13 "
+        "(on Windows the one for x64), delete the folder .venv and start again.",
     ),
     (
         r"Read-only file system|Permission denied|Access is denied|Errno 13|WinError 5\b|WinError 32\b",
