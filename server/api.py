@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,13 +16,14 @@ from aiohttp import web
 
 from server import __version__
 from server.accounts import Accounts
+from server.attempt import Asked
 from server.clients import Client, ClientKeys, required
 from server.config import Config
 from server.errors import ProxyError
 from server.guard import REQUEST_ID, expect, wrong_type
-from server.models import Models
+from server.learned import Live
 from server.presets import NAME, Personas
-from server.relay import Asked, Relay
+from server.relay import Relay
 from server.reply import Reply, Stream
 from server.request import ChatRequest
 from server.upstream import Upstream
@@ -34,6 +36,9 @@ STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowl
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 # What a stored credential is never used for: these speak of the account, not of a chat.
 PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Doors:
         config: Config,
         keys: ClientKeys,
         accounts: Accounts,
-        models: Models,
+        live: Live,
         personas: Personas,
         receipts: Receipts,
         upstream: Upstream,
@@ -92,7 +97,7 @@ class Doors:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._config, self._keys, self._accounts, self._models = config, keys, accounts, models
+        self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
         self._base_url, self._clock = base_url, clock
         self._closing = False
@@ -177,6 +182,8 @@ class Doors:
             reply = await self._relay.exchange(Asked(client, chat, request.headers, path, receipt))
             receipt.status = reply.status
             reply.headers["x-receipt"] = receipt.id
+            if receipt.cache:
+                reply.headers |= receipt.cache.headers()
             if reply.stream is None:
                 receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
                 return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
@@ -196,6 +203,7 @@ class Doors:
                 self._quiet.set()
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
             self._receipts.add(receipt)
+            log.info("%s", receipt.line())
 
     async def _stream(
         self, request: web.Request, reply: Reply, stream: Stream, receipt: Receipt, begun: float
@@ -231,15 +239,16 @@ class Doors:
         target = f"/v1/models{f'/{door.model}' if door.model else ''}{f'?{query}' if query else ''}"
         try:
             async with asyncio.timeout(LIST_SECONDS):
-                reply = await self._relay.pass_through("GET", target, request.headers, client, None)
+                reply = await self._relay.pass_through("GET", target, request.headers, client)
+            self._live.saw(listed_models(reply.body))
             return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
         except (ProxyError, TimeoutError) as error:
             if door.model and isinstance(error, ProxyError) and error.status == 404:
                 raise
-        listed = self._models.offline_list(self._clock())
+        listed = self._live.models.offline_list(self._clock())
         if not door.model:
             return json_response(listed)
-        named = self._models.find(door.model)
+        named = self._live.models.find(door.model)
         for row in listed["data"]:
             if named is not None and row["id"] == named.id:
                 return json_response(row)
@@ -251,7 +260,7 @@ class Doors:
         path = request.rel_url.raw_path
         if client.holds_key or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
             raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
-        body = await read_body(request) if request.can_read_body else None
+        body = await read_body(request) if request.can_read_body else b""
         query = request.rel_url.raw_query_string
         reply = await self._relay.pass_through(
             request.method, f"{path}?{query}" if query else path, request.headers, client, body
@@ -274,6 +283,16 @@ async def other_methods(request: web.Request) -> set[str]:
             _, methods = await resource.resolve(request)
             allowed |= methods
     return allowed
+
+
+def listed_models(body: bytes | None) -> list[Any]:
+    """The rows in an answer of GET /v1/models or of one model; none in anything else."""
+    try:
+        answer = orjson.loads(body or b"")
+    except orjson.JSONDecodeError:
+        return []
+    rows = answer.get("data", [answer]) if isinstance(answer, dict) else []
+    return rows if isinstance(rows, list) else []
 
 
 def slow(request: web.Request) -> bool:

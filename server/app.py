@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from aiohttp import web
@@ -17,10 +17,14 @@ from aiohttp import web
 from server import guard, pages
 from server.accounts import Accounts, ClaudeCodeSettings, Credential
 from server.api import MAX_BODY, Doors
+from server.attempt import Attempts, refusal_of
+from server.cache_memory import CacheMemory, Journal
+from server.cache_planner import CachePlanner, Helps
 from server.clients import ClientKeys
 from server.config import TOP, Config
 from server.errors import ProxyError
 from server.files import private_folder
+from server.learned import Lessons, Live
 from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
@@ -28,7 +32,7 @@ from server.pages import keys as key_pages
 from server.pages import page
 from server.practice.app import create_practice
 from server.presets import Personas
-from server.relay import Relay, refusal_of
+from server.relay import Relay
 from server.rewrite import Options
 from server.signin import SignIn
 from server.upstream import Upstream, UpstreamFailed
@@ -37,6 +41,7 @@ from server.usage import Receipts
 log = logging.getLogger(__name__)
 
 KEY_CHECK_SECONDS = 8.0
+IDLE_SECONDS = 90.0  # the longest silence between two events of a reply
 
 
 class StartRefused(Exception):
@@ -75,21 +80,25 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
         claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
         clock=clock,
     )
+    owner = Owner.at(data_dir, port, clock)
+    live, lessons = Live(models), Lessons(data_dir, models, clock=clock)
+    journal = Journal(data_dir / "state.sqlite", now=clock())
+    planner = CachePlanner(CacheMemory(owner.admin_token.encode(), journal)) if config.cache_planner else None
     upstream = Upstream()
-    options = Options(**{name: getattr(config, name) for name in Options.__dataclass_fields__})
     relay = Relay(
         accounts,
-        upstream,
-        models,
+        Attempts(upstream, idle=IDLE_SECONDS, explain=config.explain_in_chat),
+        live,
+        lessons,
+        planner,
         personas,
-        receipts,
-        options,
+        Options(**{field.name: getattr(config, field.name) for field in fields(Options)}),
+        Helps(cache_late_lore=config.cache_late_lore, cache_steady_window=config.cache_steady_window),
+        base_url=base_url,
         practice=practice.credential if practice else None,
-        explain=config.explain_in_chat,
         clock=clock,
     )
-    doors = Doors(config, keys, accounts, models, personas, receipts, upstream, relay, base_url, clock=clock)
-    owner = Owner.at(data_dir, port, clock)
+    doors = Doors(config, keys, accounts, live, personas, receipts, upstream, relay, base_url, clock=clock)
 
     app = web.Application(client_max_size=MAX_BODY)
     rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
@@ -124,6 +133,8 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
         yield
         await accounts.close()
         await upstream.close()
+        journal.close()
+        lessons.close()
         if practice:
             await practice.stop()
         keys.close()

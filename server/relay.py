@@ -1,4 +1,4 @@
-"""The road itself: who pays, what we send, one attempt after another until a reply begins, then the reply."""
+"""The road itself: who pays, what we send, one attempt after another until a reply begins."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
-import orjson
+from dataclasses import dataclass, field, replace
 
 from server.accounts import Accounts, Credential
+from server.attempt import Asked, Attempts, passed_back
+from server.cache_memory import Scope
+from server.cache_planner import CachePlanner, Helps, Plan
+from server.cache_why import tell
 from server.clients import Client
-from server.errors import ProxyError, type_of
+from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy, rests_until
-from server.models import Models
-from server.presets import Personas
-from server.reply import Reply, Stream, book, explained
-from server.request import ChatRequest
+from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
+from server.lesson import images_of
+from server.presets import Persona, Personas
+from server.reply import Reply
+from server.request import Change, ChatRequest
 from server.retry import STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
-from server.sse import EventTooLarge, Meter, WholeEvents
-from server.upstream import USER_AGENT, Answer, Broken, Silence, Upstream, UpstreamFailed
-from server.usage import Receipt, Receipts
+from server.rewrite.ttl import ttl_is_stripped
+from server.sse import Meter
+from server.upstream import UpstreamFailed
+from server.usage import Receipt
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 90.0  # between two events
 REST_SECONDS = 60.0  # for a 429 that does not say
 REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
-STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
-
-# What a front end may learn from the upstream's headers, and what it may tell the upstream by its own.
-PASSED_BACK = ("request-id", "retry-after", "retry-after-ms", "x-should-retry")
-PASSED_BACK_PREFIXES = ("anthropic-ratelimit-", "anthropic-priority-")
-PASSED_ON = ("anthropic-user-profile-id", "anthropic-workspace-id")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request on its way: who asks, what, with which headers of theirs, where to, and the receipt being written."""
+@dataclass
+class Journey:
+    """What one request has met so far on its way: accounts tried, retries made, lessons learned."""
 
-    client: Client
-    request: ChatRequest
-    headers: Mapping[str, str]
-    path: str  # behind the base URL: /v1/messages or /v1/messages/count_tokens
-    receipt: Receipt
+    persona: Persona | None
+    guest: Credential | None
+    tried: set[str] = field(default_factory=set)
+    retries: int = 0
+    lessons: list[tuple[str, Lesson]] = field(default_factory=list)  # with the model that taught them
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return tuple(learned.change(model) for model, learned in self.lessons)
 
 
 class Relay:
@@ -57,56 +57,122 @@ class Relay:
     def __init__(
         self,
         accounts: Accounts,
-        upstream: Upstream,
-        models: Models,
+        attempts: Attempts,
+        live: Live,
+        lessons: Lessons,
+        planner: CachePlanner | None,
         personas: Personas,
-        receipts: Receipts,
         options: Options,
+        helps: Helps,
         *,
+        base_url: str,
         practice: Credential | None = None,
-        explain: str = "auto",
-        idle_seconds: float = IDLE_SECONDS,
         clock: Callable[[], float] = time.time,
         luck: Callable[[], float] = random.random,
     ) -> None:
-        self._accounts, self._upstream, self._models = accounts, upstream, models
-        self._personas, self._receipts, self._options = personas, receipts, options
+        self._accounts, self._attempts, self._live, self._lessons = accounts, attempts, live, lessons
+        self._planner, self._personas, self._options, self._helps = planner, personas, options, helps
+        self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
-        self._explain, self._idle, self._clock, self._luck = explain, idle_seconds, clock, luck
+        self._clock, self._luck = clock, luck
         self._budget = Budget()
 
     async def exchange(self, asked: Asked) -> Reply:
         """The reply to one request, from its beginning on. Raises ProxyError."""
-        persona = self._personas.get(asked.request.persona)
-        guest = self._practice or self._accounts.guest(asked.headers)
+        journey = Journey(
+            self._personas.get(asked.request.persona), self._practice or self._accounts.guest(asked.headers)
+        )
         self._budget.note_request(self._clock())
-        tried: set[str] = set()
-        retries = 0
-        credential = guest or await self._choose(asked, tried)
+        credential = journey.guest or await self._choose(asked, journey)
         while True:
-            sent = rewrite(asked.request, Context(credential.kind, self._models, persona, self._options))
-            self._note(asked.receipt, sent, credential)
+            sent, plan = await self._prepare(asked.request, credential, journey)
+            self._note(asked.receipt, sent, credential, journey)
             try:
-                outcome = await self._attempt(asked, sent, credential)
+                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, asked.receipt))
             except UpstreamFailed as error:
-                if not error.unsent or (wait := self._may_retry(retries, {})) is None:
+                self._failed(plan)
+                if not error.unsent or not await self._wait(journey, {}):
                     raise
-            else:
-                if isinstance(outcome, Reply):
-                    return outcome
-                if not guest and (other := await self._other(asked, outcome, credential, tried)):
-                    credential = other
-                    continue
-                if outcome.status not in STATUSES or (wait := self._may_retry(retries, outcome.headers)) is None:
-                    raise PassedOn(outcome, self._clock())
-            retries += 1
-            await asyncio.sleep(wait)
+                continue
+            if isinstance(outcome, Reply):
+                return outcome
+            self._failed(plan)
+            if self._learns(outcome, sent, credential, plan, journey):
+                continue
+            if other := await self._other(asked, outcome, credential, journey):
+                credential = other
+                continue
+            if outcome.status not in STATUSES or not await self._wait(journey, outcome.headers):
+                raise PassedOn(outcome, self._clock())
 
-    async def _choose(self, asked: Asked, tried: set[str]) -> Credential:
-        return await self._accounts.credential(tried=tried, shared_only=asked.client.holds_key)
+    async def _prepare(
+        self, request: ChatRequest, credential: Credential, journey: Journey
+    ) -> tuple[ChatRequest, Plan | None]:
+        """The request as it goes upstream with this credential, and the plan of its cache marks."""
+        lessons = dict(self._lessons.of(credential.base_url))
+        for model, learned in journey.lessons:
+            lessons[model] = (*lessons.get(model, ()), learned)
+        context = Context(
+            credential.kind,
+            self._live.models,
+            journey.persona,
+            self._options,
+            lessons,
+            anthropic_upstream=credential.base_url == self._base_url,
+            now=self._clock(),
+        )
+        if any(images_of(request.body["messages"])):  # a picture that must be saved anew takes its time
+            sent = await asyncio.to_thread(rewrite, request, context)
+        else:
+            sent = rewrite(request, context)
+        if self._planner is None:
+            return sent, None
+        return self._planner.plan(
+            sent,
+            context.model_of(sent) or self._live.models.like(sent.model),
+            Scope(credential.base_url, credential.account_id or credential.secret, credential.workspace_id),
+            context.now,
+            ttl_allowed=not ttl_is_stripped(context),
+            helps=self._helps,
+        )
 
-    async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, tried: set[str]) -> Credential | None:
+    def _learns(
+        self, refusal: Refusal, sent: ChatRequest, credential: Credential, plan: Plan | None, journey: Journey
+    ) -> bool:
+        """Whether a 400 taught something that mends the request. One try per model and rule."""
+        if refusal.status != 400 or is_policy(refusal) or len(journey.lessons) >= MOST_LESSONS:
+            return False
+        learned = lesson(refusal.message, sent)
+        if learned is None or any((sent.model, learned.rule) == (model, one.rule) for model, one in journey.lessons):
+            return False
+        if self._planner is not None:
+            self._planner.refused(plan, refusal.message, self._clock())
+        journey.lessons.append((sent.model, learned))
+        self._lessons.add(credential.base_url, sent.model, learned)
+        return True
+
+    def _begun(self, plan: Plan | None, receipt: Receipt) -> Callable[[Meter], None]:
+        """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""
+        started = self._clock()
+
+        def begun(meter: Meter) -> None:
+            if self._planner is not None:
+                self._planner.began(plan, meter.usage, started, self._clock())
+                receipt.cache = tell(plan, meter.usage, meter.diagnostics)
+
+        return begun
+
+    def _failed(self, plan: Plan | None) -> None:
+        if self._planner is not None:
+            self._planner.failed(plan)
+
+    async def _choose(self, asked: Asked, journey: Journey) -> Credential:
+        return await self._accounts.credential(tried=journey.tried, shared_only=asked.client.holds_key)
+
+    async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey) -> Credential | None:
         """Another credential to try at once after a 401 or 429; None when this refusal is the last word."""
+        if journey.guest:
+            return None
         if refusal.status == 401:
             if renewed := await self._accounts.after_401(refused):
                 return renewed
@@ -114,16 +180,21 @@ class Relay:
             self._rest(refused, refusal)
         else:
             return None
-        tried.add(refused.account_id)
+        journey.tried.add(refused.account_id)
         try:
-            return await self._choose(asked, tried)
+            return await self._choose(asked, journey)
         except ProxyError as error:
             log.info("No other account after a %d: %s", refusal.status, error)
             return None
 
-    def _may_retry(self, retries: int, headers: Mapping[str, str]) -> float | None:
-        wait = delay(retries, headers, self._luck())
-        return wait if wait is not None and self._budget.take(self._clock()) else None
+    async def _wait(self, journey: Journey, headers: Mapping[str, str]) -> bool:
+        """Wait before a retry; False when there is none."""
+        wait = delay(journey.retries, headers, self._luck())
+        if wait is None or not self._budget.take(self._clock()):
+            return False
+        journey.retries += 1
+        await asyncio.sleep(wait)
+        return True
 
     def _rest(self, credential: Credential, refusal: Refusal) -> None:
         """Let the account rest until its limit ends; after a spend cap, until its owner wakes it."""
@@ -132,17 +203,16 @@ class Relay:
             return
         now = self._clock()
         until = rests_until(refusal.headers, now)
-        unified = "anthropic-ratelimit-unified-reset" in refusal.headers
         if until is None:
             until = now + REST_SECONDS
-        elif not unified:
+        elif "anthropic-ratelimit-unified-reset" not in refusal.headers:
             until = now + min(max(until - now, REST_LEAST), REST_MOST)
         self._accounts.rest(credential.account_id, max(until, now + REST_LEAST), refusal.message)
 
-    def _note(self, receipt: Receipt, sent: ChatRequest, credential: Credential) -> None:
+    def _note(self, receipt: Receipt, sent: ChatRequest, credential: Credential, journey: Journey) -> None:
         receipt.attempts += 1
         receipt.model = sent.model
-        receipt.changes = sent.changes
+        receipt.changes = (*sent.changes, *journey.changes)
         receipt.account = self._payer(credential)
 
     def _payer(self, credential: Credential) -> str:
@@ -150,84 +220,18 @@ class Relay:
             return self._accounts.get(credential.account_id).name
         return "practice" if self._practice else "the request's own key"
 
-    async def _attempt(self, asked: Asked, sent: ChatRequest, credential: Credential) -> Reply | Refusal:
-        """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned."""
-        body = orjson.dumps(sent.body)
-        headers = headers_for(sent, credential, asked.headers)
-        answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
-        begun = False
-        try:
-            if answer.status >= 400:
-                return refusal_of(answer.status, await answer.read_all(self._idle), answer.headers, credential.kind)
-            if 300 <= answer.status < 400:
-                raise UpstreamFailed(
-                    502, "The upstream answered with a redirect, which is not followed. Check api_base_url."
-                )
-            back = passed_back(answer.headers)
-            if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
-                outcome = await self._begin(asked, answer, back, credential)
-                begun = isinstance(outcome, Reply)
-                return outcome
-            raw = await answer.read_all(self._idle)
-            value = json_object(raw, answer)
-            if not sent.counting:
-                meter = Meter()
-                meter.message(value)
-                book(asked.receipt, meter)
-                raw = explained(raw, value, asked.receipt, meter, self._explain)
-            asked.receipt.ended = "whole"
-            return Reply(answer.status, {**back, "Content-Type": "application/json"}, raw)
-        finally:
-            if not begun:
-                answer.close()
-
-    async def _begin(
-        self, asked: Asked, answer: Answer, back: dict[str, str], credential: Credential
-    ) -> Reply | Refusal:
-        """Wait for the first events: an `error` as the first of them still counts as before the first byte."""
-        events = WholeEvents()
-        try:
-            while not (first := events.feed(chunk := await answer.read_some(self._idle))) and chunk:
-                pass
-        except Silence:
-            silent = f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again."
-            raise UpstreamFailed(504, silent) from None
-        except Broken as error:
-            cut = f"The upstream's answer broke off before its first word ({error}). Try again."
-            raise UpstreamFailed(502, cut) from error
-        except EventTooLarge:
-            raise UpstreamFailed(502, "The upstream's answer is far too large to be one. Try again.") from None
-        if not first:
-            raise UpstreamFailed(502, "The upstream's answer ended before its first word. Try again.")
-        stream = Stream(answer, asked.receipt, first, events, idle=self._idle, explain=self._explain)
-        if stream.meter.error is not None and not stream.meter.usage:
-            return refusal_event(stream.meter.error, answer.headers, credential.kind)
-        return Reply(answer.status, {**back, "Content-Type": "text/event-stream; charset=utf-8"}, None, stream)
-
     async def pass_through(
-        self, method: str, target: str, asked_headers: Mapping[str, str], client: Client, body: bytes | None
+        self, method: str, target: str, given: Mapping[str, str], client: Client, body: bytes = b""
     ) -> Reply:
-        """Any other /v1/ request, as it is, with the credential that would pay for a chat."""
-        credential = self._practice or self._accounts.guest(asked_headers)
+        """Any other /v1/ request, as it is, with the credential that would pay for a chat. Raises ProxyError."""
+        credential = self._practice or self._accounts.guest(given)
         credential = credential or await self._accounts.credential(shared_only=client.holds_key)
-        request = ChatRequest(
-            body={},
-            version=asked_headers.get("anthropic-version", ChatRequest.version),
-            betas=tuple(b.strip() for b in asked_headers.get("anthropic-beta", "").split(",") if b.strip()),
-        )
-        request = replace(request, betas=(*request.betas, *(b for b in credential.betas if b not in request.betas)))
-        headers = headers_for(request, credential, asked_headers)
-        if body:
-            headers["Content-Type"] = asked_headers.get("content-type", "application/octet-stream")
-        answer = await self._upstream.send(method, credential.base_url, target, headers, body or None)
-        try:
-            raw = await answer.read_all(self._idle)
-            if answer.status >= 400:
-                raise PassedOn(refusal_of(answer.status, raw, answer.headers, credential.kind), self._clock())
-            kind = answer.headers.get("content-type", "application/octet-stream")
-            return Reply(answer.status, {**passed_back(answer.headers), "Content-Type": kind}, raw)
-        finally:
-            answer.close()
+        request = ChatRequest.bare(given.get("anthropic-version", ""), given.get("anthropic-beta", ""))
+        request = replace(request, betas=tuple(dict.fromkeys((*request.betas, *credential.betas))))
+        outcome = await self._attempts.plain(method, target, request, credential, given, body)
+        if isinstance(outcome, Refusal):
+            raise PassedOn(outcome, self._clock())
+        return outcome
 
 
 class PassedOn(ProxyError):
@@ -237,80 +241,10 @@ class PassedOn(ProxyError):
         words = refusal.message.strip()
         if words and words[-1] not in ".!?…":
             words += "."
-        super().__init__(
-            refusal.status, f"{words} {remedy(refusal, now)}".strip(), headers=passed_back(refusal.headers)
-        )
+        words = f"{words} {remedy(refusal, now)}".strip()
+        super().__init__(refusal.status, words, headers=passed_back(refusal.headers))
         self._type = refusal.type
-        self.policy = is_policy(refusal)
 
     @property
     def type(self) -> str:
         return self._type
-
-
-def headers_for(sent: ChatRequest, credential: Credential, given: Mapping[str, str]) -> dict[str, str]:
-    """The headers of one attempt: an allow-list, our own name, and exactly one credential."""
-    headers = {
-        "User-Agent": USER_AGENT,
-        "Accept": "text/event-stream" if sent.streams else "application/json",
-        "Accept-Encoding": "identity",
-        "anthropic-version": sent.version,
-    }
-    if sent.body:
-        headers["Content-Type"] = "application/json"
-    if sent.betas:
-        headers["anthropic-beta"] = ",".join(sent.betas)
-    headers |= {name: given[name] for name in PASSED_ON if name in given}
-    return headers | credential.headers()
-
-
-def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
-    """The upstream's headers a front end may see."""
-    return {
-        name.lower(): value
-        for name, value in headers.items()
-        if (low := name.lower()) in PASSED_BACK or low.startswith(PASSED_BACK_PREFIXES)
-    }
-
-
-def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], kind: str) -> Refusal:
-    """An upstream's error answer, also when it is not in the API's shape."""
-    low = {key.lower(): value for key, value in headers.items()}
-    try:
-        body = orjson.loads(raw)
-        error = body["error"]
-        details = error.get("details") or {}
-        return Refusal(
-            status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, kind
-        )
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        words = f"The upstream answered {status} with {what_came(raw, low.get('content-type', ''))}."
-        return Refusal(status, type_of(status), words, "", low, kind)
-
-
-def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], kind: str) -> Refusal:
-    """An upstream's error that came as the first event of a stream, with the status it would have had."""
-    type_ = str(error.get("type") or "api_error")
-    words = str(error.get("message") or "The upstream reported an error.")
-    return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, kind)
-
-
-def json_object(raw: bytes, answer: Answer) -> dict[str, Any]:
-    """A plain reply's body. Raises UpstreamFailed 502 when it is no JSON object."""
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        came = what_came(raw, answer.headers.get("content-type", ""))
-        raise UpstreamFailed(
-            502, f"The upstream answered with {came} instead of a reply. Check api_base_url, or try again."
-        )
-    return value
-
-
-def what_came(raw: bytes, kind: str) -> str:
-    """A few harmless words about an answer that is not what was expected."""
-    start = " ".join(raw[:400].decode("utf-8", "replace").split())[:80]
-    name = "".join(c for c in kind.partition(";")[0] if c.isalnum() or c in "/+-.") or "no content type"
-    return f"{name}: “{start}”" if start else f"{name} and nothing in it"

@@ -62,20 +62,20 @@ class ChatRequest:
         return replace(self, changes=(*self.changes, Change(name, detail)), **fields)
 
     @classmethod
+    def bare(cls, version: str = "", betas: str = "", **fields: Any) -> ChatRequest:
+        """A request with these header values, as sent, and nothing said yet."""
+        listed = tuple(beta for part in betas.split(",") if (beta := part.strip()))
+        return cls(**{"body": {}, **fields}, version=version or cls.version, betas=listed)
+
+    @classmethod
     def parse(
         cls, raw: bytes, *, persona: str = "", version: str = "", betas: str = "", counting: bool = False
     ) -> ChatRequest:
         """The request as the front end sent it. Raises ProxyError 400 naming what is wrong with it."""
         body, mended = read_json(raw)
         require_messages_shape(body)
-        return cls(
-            body=body,
-            persona=persona,
-            version=version or cls.version,
-            betas=tuple(b for part in betas.split(",") if (b := part.strip())),
-            counting=counting,
-            changes=(Change("mend_text", mended),) if mended else (),
-        )
+        changes = (Change("mend_text", mended),) if mended else ()
+        return cls.bare(version, betas, body=body, persona=persona, counting=counting, changes=changes)
 
 
 def read_json(raw: bytes) -> tuple[dict[str, Any], str]:

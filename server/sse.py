@@ -122,6 +122,7 @@ class Meter:
         self.model = ""
         self.stop_reason: str | None = None
         self.stop_details: dict[str, Any] = {}
+        self.diagnostics: dict[str, Any] = {}
         self.spoke = False  # a word, or a call of a tool
         self.blocks = 0
         self.whole = False
@@ -156,6 +157,8 @@ class Meter:
         self.model = str(message.get("model") or "")
         self._take_end(message)
         self._take_usage(message.get("usage"))
+        diagnostics = message.get("diagnostics")
+        self.diagnostics = diagnostics if isinstance(diagnostics, dict) else {}
         content = message.get("content")
         self.spoke = self.spoke or (isinstance(content, list) and any(map(is_word, content)))
 

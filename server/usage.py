@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.models import Models, cost
 from server.request import Change
+
+if TYPE_CHECKING:
+    from server.cache_why import CacheStory
 
 KEPT = 1000  # receipts
 
@@ -38,6 +41,13 @@ class Receipt:
     attempts: int = 0
     changes: tuple[Change, ...] = ()
     usage: Mapping[str, Any] = field(default_factory=dict)
+    cache: CacheStory | None = None
+
+    def line(self) -> str:
+        """A few words for the log."""
+        words = f"{self.model or 'no model'}{f' as {self.persona}' if self.persona else ''}: {self.status}"
+        words += f" {self.stop_reason or self.ended}, {(self.duration_ms or 0) / 1000:.1f} s"
+        return f"{words}; {self.cache.line()}" if self.cache else words
 
     def public(self, models: Models) -> dict[str, Any]:
         """The row of GET /api/requests."""
@@ -63,7 +73,7 @@ class Receipt:
             "ttft_ms": self.ttft_ms,
             "duration_ms": self.duration_ms,
             "changes": [{"name": change.name, "detail": change.detail} for change in self.changes],
-            "cache": {"outcome": cache_outcome(read, written), "read": read, "written": written, "missed_because": None},
+            "cache": self.cache.public() if self.cache else unplanned(read, written),
         }
 
 
@@ -85,11 +95,10 @@ def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def cache_outcome(read: int, written: int) -> str:
-    """hit: read only; partial: read some, wrote some; miss: wrote only; off: the cache took no part."""
-    if read:
-        return "partial" if written else "hit"
-    return "miss" if written else "off"
+def unplanned(read: int, written: int) -> dict[str, Any]:
+    """The cache's part of a receipt where the planner had none."""
+    outcome = "hit" if read and not written else "partial" if read else "miss" if written else "off"
+    return {"outcome": outcome, "read": read, "written": written, "missed_because": None}
 
 
 class Receipts:

@@ -12,8 +12,7 @@ from server.rewrite.context import Context
 def strip_ttl(request: ChatRequest, context: Context) -> ChatRequest:
     """Takes `ttl` out of the front end's cache marks where it is not allowed (setting `strip_cache_ttl`), so that they
     count as 5 minutes."""
-    mode = context.options.strip_cache_ttl
-    if mode == "false" or (mode == "auto" and context.kind != "subscription"):
+    if not ttl_is_stripped(context):
         return request
     body = dict(request.body)
     count = sum("ttl" in (thing.get("cache_control") or ()) for thing in marked(body))
@@ -21,6 +20,12 @@ def strip_ttl(request: ChatRequest, context: Context) -> ChatRequest:
         return request
     changed = without_ttl(body)
     return request.but("strip_ttl", f"Took ttl out of {count} cache mark{'s' if count > 1 else ''}.", **changed)
+
+
+def ttl_is_stripped(context: Context) -> bool:
+    """Whether the setting rules `ttl` out for who pays."""
+    mode = context.options.strip_cache_ttl
+    return mode == "true" or (mode == "auto" and context.kind == "subscription")
 
 
 def without_ttl(body: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,189 @@
+"""One attempt: a request as it was rewritten goes out, a reply or a refusal comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from server.accounts import Credential
+from server.clients import Client
+from server.errors import type_of
+from server.explain import Refusal
+from server.reply import Reply, Stream, book, explained
+from server.request import ChatRequest
+from server.sse import EventTooLarge, Meter, WholeEvents
+from server.upstream import USER_AGENT, Answer, Broken, Silence, Upstream, UpstreamFailed
+from server.usage import Receipt
+
+STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
+
+# What a front end may learn from the upstream's headers, and what it may tell the upstream by its own.
+PASSED_BACK = ("request-id", "retry-after", "retry-after-ms", "x-should-retry")
+PASSED_BACK_PREFIXES = ("anthropic-ratelimit-", "anthropic-priority-")
+PASSED_ON = ("anthropic-user-profile-id", "anthropic-workspace-id")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request on its way: who asks, what, with which headers of theirs, where to, and the receipt being written."""
+
+    client: Client
+    request: ChatRequest
+    headers: Mapping[str, str]
+    path: str  # behind the base URL: /v1/messages or /v1/messages/count_tokens
+    receipt: Receipt
+
+
+Begun = Callable[[Meter], None]
+
+
+class Attempts:
+    """Makes attempts. `idle` is the longest silence in a reply in seconds, `explain` the setting explain_in_chat."""
+
+    def __init__(self, upstream: Upstream, *, idle: float, explain: str) -> None:
+        self._upstream, self._idle, self._explain = upstream, idle, explain
+
+    async def make(self, asked: Asked, sent: ChatRequest, credential: Credential, begun: Begun) -> Reply | Refusal:
+        """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned, and
+        `begun` was told what it says of its prompt."""
+        body = orjson.dumps(sent.body)
+        headers = headers_for(sent, credential, asked.headers)
+        answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
+        kept = False
+        try:
+            if answer.status >= 400:
+                return refusal_of(answer.status, await answer.read_all(self._idle), answer.headers, credential.kind)
+            if 300 <= answer.status < 400:
+                raise UpstreamFailed(
+                    502, "The upstream answered with a redirect, which is not followed. Check api_base_url."
+                )
+            back = passed_back(answer.headers)
+            if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
+                outcome = await self._begin(asked, answer, back, credential, begun)
+                kept = isinstance(outcome, Reply)
+                return outcome
+            raw = await answer.read_all(self._idle)
+            value = json_object(raw, answer)
+            if not sent.counting:
+                meter = Meter()
+                meter.message(value)
+                begun(meter)
+                book(asked.receipt, meter)
+                raw = explained(raw, value, asked.receipt, meter, self._explain)
+            asked.receipt.ended = "whole"
+            return Reply(answer.status, {**back, "Content-Type": "application/json"}, raw)
+        finally:
+            if not kept:
+                answer.close()
+
+    async def _begin(
+        self, asked: Asked, answer: Answer, back: dict[str, str], credential: Credential, begun: Begun
+    ) -> Reply | Refusal:
+        """Wait for the first events: an `error` as the first of them still counts as before the first byte."""
+        events = WholeEvents()
+        try:
+            while not (first := events.feed(chunk := await answer.read_some(self._idle))) and chunk:
+                pass
+        except Silence:
+            silent = f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again."
+            raise UpstreamFailed(504, silent) from None
+        except Broken as error:
+            cut = f"The upstream's answer broke off before its first word ({error}). Try again."
+            raise UpstreamFailed(502, cut) from error
+        except EventTooLarge:
+            raise UpstreamFailed(502, "The upstream's answer is far too large to be one. Try again.") from None
+        if not first:
+            raise UpstreamFailed(502, "The upstream's answer ended before its first word. Try again.")
+        stream = Stream(answer, asked.receipt, first, events, idle=self._idle, explain=self._explain)
+        if stream.meter.error is not None and not stream.meter.usage:
+            return refusal_event(stream.meter.error, answer.headers, credential.kind)
+        begun(stream.meter)
+        return Reply(answer.status, {**back, "Content-Type": "text/event-stream; charset=utf-8"}, None, stream)
+
+    async def plain(
+        self, method: str, target: str, sent: ChatRequest, credential: Credential, given: Mapping[str, str], body: bytes
+    ) -> Reply | Refusal:
+        """An attempt at any other address of the API, its body and answer left as they are."""
+        headers = headers_for(sent, credential, given)
+        if body:
+            headers["Content-Type"] = given.get("content-type", "application/octet-stream")
+        answer = await self._upstream.send(method, credential.base_url, target, headers, body or None)
+        try:
+            raw = await answer.read_all(self._idle)
+            if answer.status >= 400:
+                return refusal_of(answer.status, raw, answer.headers, credential.kind)
+            kind = answer.headers.get("content-type", "application/octet-stream")
+            return Reply(answer.status, {**passed_back(answer.headers), "Content-Type": kind}, raw)
+        finally:
+            answer.close()
+
+
+def headers_for(sent: ChatRequest, credential: Credential, given: Mapping[str, str]) -> dict[str, str]:
+    """The headers of one attempt: an allow-list, our own name, and exactly one credential."""
+    headers = {
+        "User-Agent": USER_AGENT,
+        "Accept": "text/event-stream" if sent.streams else "application/json",
+        "Accept-Encoding": "identity",
+        "anthropic-version": sent.version,
+    }
+    if sent.body:
+        headers["Content-Type"] = "application/json"
+    if sent.betas:
+        headers["anthropic-beta"] = ",".join(sent.betas)
+    headers |= {name: given[name] for name in PASSED_ON if name in given}
+    return headers | credential.headers()
+
+
+def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
+    """The upstream's headers a front end may see."""
+    return {
+        name.lower(): value
+        for name, value in headers.items()
+        if (low := name.lower()) in PASSED_BACK or low.startswith(PASSED_BACK_PREFIXES)
+    }
+
+
+def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], kind: str) -> Refusal:
+    """An upstream's error answer, also when it is not in the API's shape."""
+    low = {key.lower(): value for key, value in headers.items()}
+    try:
+        body = orjson.loads(raw)
+        error = body["error"]
+        details = error.get("details") or {}
+        return Refusal(
+            status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, kind
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        words = f"The upstream answered {status} with {what_came(raw, low.get('content-type', ''))}."
+        return Refusal(status, type_of(status), words, "", low, kind)
+
+
+def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], kind: str) -> Refusal:
+    """An upstream's error that came as the first event of a stream, with the status it would have had."""
+    type_ = str(error.get("type") or "api_error")
+    words = str(error.get("message") or "The upstream reported an error.")
+    return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, kind)
+
+
+def json_object(raw: bytes, answer: Answer) -> dict[str, Any]:
+    """A plain reply's body. Raises UpstreamFailed 502 when it is no JSON object."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        came = what_came(raw, answer.headers.get("content-type", ""))
+        raise UpstreamFailed(
+            502, f"The upstream answered with {came} instead of a reply. Check api_base_url, or try again."
+        )
+    return value
+
+
+def what_came(raw: bytes, kind: str) -> str:
+    """A few harmless words about an answer that is not what was expected."""
+    start = " ".join(raw[:400].decode("utf-8", "replace").split())[:80]
+    name = "".join(c for c in kind.partition(";")[0] if c.isalnum() or c in "/+-.") or "no content type"
+    return f"{name}: “{start}”" if start else f"{name} and nothing in it"
