@@ -308,34 +308,39 @@ class Journal:
         return self._db
 
     def _read(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
-        """A secret or a version that is not ours makes the rows useless: they are deleted."""
+        """Rows of another secret or version, or that make no sense, are deleted."""
+        ours = {"version": self.VERSION, "key": hmac.digest(secret, b"cache memory", "sha256").hex()[:16]}
         try:
             db = self._connect()
-            facts = {name: orjson.loads(value) for name, value in db.execute("SELECT name, value FROM cache_facts")}
-            ours = {"version": self.VERSION, "key": hmac.digest(secret, b"cache memory", "sha256").hex()[:16]}
-            if facts.get("kept by") != ours:
-                if facts:
+            try:
+                facts = {name: orjson.loads(value) for name, value in db.execute("SELECT name, value FROM cache_facts")}
+                kept_by = facts.pop("kept by", None)
+                if kept_by == ours:
+                    return *self._rows(db), facts
+                if kept_by:
                     log.info("What was known of the prompt caches belongs to another version or key; starting empty.")
-                db.executescript(self.EMPTY)
-                db.execute("INSERT INTO cache_facts VALUES (?, ?)", ("kept by", orjson.dumps(ours).decode()))
-                return {}, [], {}
-            db.execute("DELETE FROM cache_entries WHERE until < ?", (self._now - FORGET_ENTRY,))
-            entries = {
-                (seal, chain): Kept(*kept)
-                for seal, chain, *kept in db.execute("SELECT * FROM cache_entries ORDER BY until")
-            }
-            requests = [
-                Request(unpacked(prompt), at, pause, [(k, n) for k, n in orjson.loads(steps)], followers, row)
-                for row, at, pause, steps, followers, prompt in db.execute("SELECT * FROM cache_requests ORDER BY row")
-            ]
-            del facts["kept by"]
-            return entries, requests, facts
-        except (sqlite3.Error, orjson.JSONDecodeError, ValueError, TypeError, KeyError, OSError) as error:
-            log.warning("What was known of the prompt caches cannot be read (%s); starting empty.", error)
-            self._broken = isinstance(error, sqlite3.Error | OSError)
-            if not self._broken and self._db:
-                self._db.executescript(self.EMPTY)
-            return {}, [], {}
+            except (ValueError, TypeError, KeyError) as error:
+                log.warning("What was known of the prompt caches makes no sense (%s); starting empty.", error)
+            db.executescript(self.EMPTY)
+            db.execute("INSERT INTO cache_facts VALUES (?, ?)", ("kept by", orjson.dumps(ours).decode()))
+        except (sqlite3.Error, OSError) as error:
+            log.warning(
+                "What was known of the prompt caches cannot be read (%s); starting empty, keeping nothing.", error
+            )
+            self._broken = True
+        return {}, [], {}
+
+    def _rows(self, db: sqlite3.Connection) -> tuple[dict[Entry, Kept], list[Request]]:
+        db.execute("DELETE FROM cache_entries WHERE until < ?", (self._now - FORGET_ENTRY,))
+        entries = {
+            (seal, chain): Kept(*kept)
+            for seal, chain, *kept in db.execute("SELECT * FROM cache_entries ORDER BY until")
+        }
+        requests = [
+            Request(unpacked(prompt), at, pause, [(k, n) for k, n in orjson.loads(steps)], followers, row)
+            for row, at, pause, steps, followers, prompt in db.execute("SELECT * FROM cache_requests ORDER BY row")
+        ]
+        return entries, requests
 
     def _write(
         self,
