@@ -26,7 +26,8 @@ ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PROXY_HOST=0.0.0.0 \
     PROXY_DATA_DIR=/data \
-    PROXY_AUTO_OPEN_BROWSER=false
+    PROXY_AUTO_OPEN_BROWSER=false \
+    PROXY_MAKE_FIRST_KEY=true
 RUN python -m compileall -q server
 
 USER 10001:10001

@@ -154,7 +154,9 @@ def nobody_pays(accounts: Collection[Account], now: float, *, shared_only: bool)
     if "resting" in states:
         return all_rest(min(a.rests_until or inf for a in accounts if a.state == "resting"), now)
     if shared_only and not accounts:
-        return ProxyError(403, "The owner of this proxy shares no account with client keys. Ask them to share one.")
+        return ProxyError(
+            403, "The owner of this proxy shares no account with client keys. Ask them for another way in."
+        )
     if "sign_in_again" in states:
         return ProxyError(401, f"Claude no longer accepts the saved sign-in. {OPEN_PAGE} and sign in again.")
     if "off" in states:
@@ -485,7 +487,7 @@ class Accounts:
             base_url=base_url_of(entry, login),
             priority=priority if isinstance(priority, int) else 0,
             enabled=entry.get("enabled") is not False,
-            shared=entry.get("shared") is True and entry["kind"] != "subscription",
+            shared=entry.get("shared", True) is True and entry["kind"] != "subscription",
             expires_at=tokens.expires_at if tokens else None,
             last_refresh_at=(login and login.renewed_at) or (stored if isinstance(stored, (int, float)) else None),
             last_refresh_error=login.error if login else "",

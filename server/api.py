@@ -258,7 +258,7 @@ class Doors:
     async def _anything_else(self, request: web.Request) -> web.StreamResponse:
         client = self.who_asks(request.headers)
         path = request.rel_url.raw_path
-        if client.holds_key or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
+        if not client.own or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
             raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
         body = await read_body(request) if request.can_read_body else b""
         query = request.rel_url.raw_query_string

@@ -25,14 +25,11 @@ SHOWN = len(PREFIX) + 6  # characters that stay readable, to find a key and to t
 
 @dataclass(frozen=True)
 class Client:
-    """The one who asks: the owner on this computer, or the holder of a client key."""
+    """The one who asks: the owner, on this computer or with a key of their own, or a guest with a client key."""
 
     key_id: str = ""
     name: str = ""
-
-    @property
-    def holds_key(self) -> bool:
-        return bool(self.key_id)
+    own: bool = True  # the owner's own key: it may use what serves the owner alone
 
 
 OWNER = Client()
@@ -80,7 +77,7 @@ class ClientKeys:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute(
                 "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, shown TEXT NOT NULL,"
-                " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL)"
+                " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL, own INTEGER NOT NULL)"
             )
             database.execute("CREATE INDEX IF NOT EXISTS client_keys_shown ON client_keys (shown)")
         except sqlite3.DatabaseError:
@@ -104,26 +101,26 @@ class ClientKeys:
             return key
         if not make or self.any():
             return ""
-        _, key = self.make("first key")
+        _, key = self.make("first key", own=True)
         write_private(self._first_key_file, f"{key}\n".encode())
         return key
 
     def any(self) -> bool:
         return self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
 
-    def make(self, name: str) -> tuple[dict[str, Any], str]:
-        """A new key: its row, and the key itself, shown this once."""
+    def make(self, name: str, *, own: bool = False) -> tuple[dict[str, Any], str]:
+        """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends."""
         key, key_id = PREFIX + secrets.token_urlsafe(32), f"key_{secrets.token_hex(6)}"
         self._db.execute(
-            "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, NULL)",
-            (key_id, name, key[:SHOWN], digest(key), self._clock()),
+            "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, NULL, ?)",
+            (key_id, name, key[:SHOWN], digest(key), self._clock(), own),
         )
         return next(row for row in self.rows() if row["id"] == key_id), key
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of GET /api/keys, oldest first."""
         found = self._db.execute(
-            "SELECT id, name, shown, created_at, last_used_at FROM client_keys ORDER BY created_at"
+            "SELECT id, name, shown, created_at, last_used_at, own FROM client_keys ORDER BY created_at"
         ).fetchall()
         return [
             {
@@ -132,8 +129,9 @@ class ClientKeys:
                 "shown": f"{shown}…",
                 "created_at": rfc3339(made),
                 "last_used_at": rfc3339(used),
+                "own": bool(own),
             }
-            for key_id, name, shown, made, used in found
+            for key_id, name, shown, made, used, own in found
         ]
 
     def rename(self, key_id: str, name: str) -> bool:
@@ -147,14 +145,14 @@ class ClientKeys:
         if not secret.startswith(PREFIX):
             return None
         rows = self._db.execute(
-            "SELECT id, name, digest, last_used_at FROM client_keys WHERE shown = ?", (secret[:SHOWN],)
+            "SELECT id, name, digest, last_used_at, own FROM client_keys WHERE shown = ?", (secret[:SHOWN],)
         ).fetchall()
         now = self._clock()
-        for key_id, name, stored, used in rows:
+        for key_id, name, stored, used, own in rows:
             if hmac.compare_digest(stored, digest(secret)):
                 if used is None or now - used > 60:  # a minute's precision spares a write for each request
                     self._db.execute("UPDATE client_keys SET last_used_at = ? WHERE id = ?", (now, key_id))
-                return Client(key_id, name)
+                return Client(key_id, name, bool(own))
         return None
 
     def authenticate(self, headers: Mapping[str, str], *, required: bool) -> Client:

@@ -52,7 +52,8 @@ class Config:
     api_base_url: str = setting("https://api.anthropic.com", "Where Anthropic's API is.")
     default_model: str = setting("", "Model for requests that name none. Blank: such requests get an error.")
     replace_retired_models: bool = setting(
-        False, "Ask a retired model's successor instead, at its own price. Otherwise such requests get an error naming it."
+        False,
+        "Ask a retired model's successor instead, at its own price. Otherwise such requests get an error naming it.",
     )
     filter_sampling_params: Literal["auto", "true", "false"] = setting(
         "auto",

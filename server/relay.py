@@ -167,7 +167,7 @@ class Relay:
             self._planner.failed(plan)
 
     async def _choose(self, asked: Asked, journey: Journey) -> Credential:
-        return await self._accounts.credential(tried=journey.tried, shared_only=asked.client.holds_key)
+        return await self._accounts.credential(tried=journey.tried, shared_only=not asked.client.own)
 
     async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey) -> Credential | None:
         """Another credential to try at once after a 401 or 429; None when this refusal is the last word."""
@@ -225,7 +225,7 @@ class Relay:
     ) -> Reply:
         """Any other /v1/ request, as it is, with the credential that would pay for a chat. Raises ProxyError."""
         credential = self._practice or self._accounts.guest(given)
-        credential = credential or await self._accounts.credential(shared_only=client.holds_key)
+        credential = credential or await self._accounts.credential(shared_only=not client.own)
         request = ChatRequest.bare(given.get("anthropic-version", ""), given.get("anthropic-beta", ""))
         request = replace(request, betas=tuple(dict.fromkeys((*request.betas, *credential.betas))))
         outcome = await self._attempts.plain(method, target, request, credential, given, body)

@@ -79,7 +79,7 @@ def test_when_a_key_is_required(setting, any_key, beyond, needed):
 def test_where_none_is_required_anybody_here_is_the_owner_and_a_key_still_counts(keys):
     _, key = keys.make("tablet")
     assert keys.authenticate({}, required=False) == OWNER
-    assert keys.authenticate({"x-api-key": key}, required=False).holds_key
+    assert not keys.authenticate({"x-api-key": key}, required=False).own
     assert keys.authenticate({"Authorization": f"Bearer {key}"}, required=True).name == "tablet"
     with pytest.raises(ProxyError) as caught:
         keys.authenticate({"x-api-key": "anything"}, required=True)

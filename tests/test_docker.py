@@ -78,7 +78,12 @@ def test_the_entry_point_is_the_server_itself_so_that_it_receives_the_signal_to_
 
 def test_the_image_itself_says_that_it_listens_beyond_loopback_and_where_data_lies():
     said = {key: value for key, value in environment().items() if key.startswith("PROXY_")}
-    assert said == {"PROXY_HOST": "0.0.0.0", "PROXY_DATA_DIR": "/data", "PROXY_AUTO_OPEN_BROWSER": "false"}
+    assert said == {
+        "PROXY_HOST": "0.0.0.0",
+        "PROXY_DATA_DIR": "/data",
+        "PROXY_AUTO_OPEN_BROWSER": "false",
+        "PROXY_MAKE_FIRST_KEY": "true",
+    }
     assert told(IMAGE, "VOLUME") == ["/data"]
 
 

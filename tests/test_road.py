@@ -383,12 +383,17 @@ async def test_once_a_key_exists_it_is_asked_for(proxy, anthropic):
     assert (await proxy.ask(headers={"x-api-key": key, "Authorization": f"Bearer {KEY}"})).status == 200  # none left
 
 
-async def test_a_client_key_never_uses_an_account_that_is_not_shared(proxy, anthropic):
-    await sign_in(proxy)
+async def test_a_client_key_uses_shared_accounts_alone(proxy, anthropic):
+    own = await sign_in(proxy)
+    account = (await proxy.owner("GET", "/api/accounts")).json["accounts"][0]
     key = (await proxy.owner("POST", "/api/keys", json={"name": "guest"})).json["key"]
+    mine = (await proxy.owner("POST", "/api/keys", json={"name": "my tablet", "own": True})).json["key"]
     anthropic.seen.clear()
+    assert (await proxy.ask(headers={"x-api-key": key})).status == 200
+    await proxy.owner("PATCH", f"/api/accounts/{account['id']}", json={"shared": False})
     assert (await proxy.ask(headers={"x-api-key": key})).status == 403
-    assert anthropic.seen == []
+    assert (await proxy.ask(headers={"x-api-key": mine})).status == 200
+    assert [seen.headers["x-api-key"] for seen in anthropic.seen] == [own, own]
 
 
 async def test_a_client_key_opens_none_of_the_owners_doors(proxy):
@@ -445,6 +450,50 @@ async def test_an_upstream_error_keeps_status_type_id_and_words(proxy, anthropic
     assert (reply.status, reply.json["error"]["type"]) == (413, "request_too_large")
     assert reply.message.startswith("Request exceeds the maximum size. ")
     assert reply.headers["request-id"] == reply.json["request_id"] == "req_upstream"
+
+
+async def test_a_refusal_teaches_once_and_is_remembered_over_a_restart(tmp_path, anthropic):
+    anthropic.will(error(400, "invalid_request_error", "`top_k` is deprecated for this model."), plain())
+    async with running(tmp_path, anthropic.url) as proxy:
+        assert (await proxy.ask(model="claude-opus-4-6", top_k=5)).status == 200
+        receipt = (await proxy.receipts())[0]
+        assert (receipt["attempts"], receipt["changes"][-1]["name"]) == (2, "learn")
+        assert "top_k" in receipt["changes"][-1]["detail"]
+    async with running(tmp_path, anthropic.url) as proxy:
+        assert (await proxy.ask(model="claude-opus-4-6", top_k=5)).status == 200
+        assert (await proxy.receipts())[0]["attempts"] == 1
+    assert ["top_k" in seen.body for seen in anthropic.seen] == [True, False, False]
+
+
+async def test_a_refusal_that_stays_is_passed_on_after_one_try(proxy, anthropic):
+    anthropic.will(*[error(400, "invalid_request_error", "`top_k` is deprecated for this model.")] * 5)
+    assert (await proxy.ask(model="claude-opus-4-6", top_k=5)).status == 400
+    assert len(anthropic.seen) == 2
+
+
+async def test_any_other_400_is_never_tried_again(proxy, anthropic):
+    anthropic.will(error(400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."))
+    assert (await proxy.ask()).status == 400
+    assert len(anthropic.seen) == 1
+
+
+async def test_the_planner_marks_a_long_chat_and_the_receipt_tells_what_the_cache_did(proxy, anthropic):
+    chat = [{"role": "user", "content": "Once upon a time. " * 800}]
+    for turn in range(2):
+        reply = await proxy.ask(messages=chat, stream=True)
+        chat = [*chat, {"role": "assistant", "content": "And then?"}, {"role": "user", "content": f"Turn {turn}."}]
+    assert b"cache_control" in anthropic.seen[0].raw
+    receipt = (await proxy.receipts())[0]
+    assert receipt["cache"]["read"] == 11
+    assert any(change["name"] == "plan_cache" for change in receipt["changes"])
+    assert "x-cache" in reply.headers
+
+
+async def test_without_the_planner_the_front_ends_marks_stay(tmp_path, anthropic):
+    marked = [{"type": "text", "text": "Hello " * 2000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    async with running(tmp_path, anthropic.url, cache_planner=False) as proxy:
+        await proxy.ask(messages=[{"role": "user", "content": marked}])
+    assert anthropic.seen[0].body["messages"][0]["content"] == marked
 
 
 async def test_our_own_errors_carry_the_receipts_id(proxy):

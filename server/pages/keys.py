@@ -34,8 +34,10 @@ async def listing(request: web.Request) -> web.Response:
 
 async def make(request: web.Request) -> web.Response:
     """POST /api/keys: the key itself is shown this once."""
-    body = await read_object(request, "name")
-    row, key = request.app[KEYS].make(key_name(body))
+    body = await read_object(request, "name", "own")
+    if not isinstance(body.get("own", False), bool):
+        raise ProxyError(400, "own: must be true (for the owner's own front ends) or false (for somebody else).")
+    row, key = request.app[KEYS].make(key_name(body), own=body.get("own", False))
     return answer({**row, "key": key}, status=201)
 
 
