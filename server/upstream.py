@@ -64,7 +64,7 @@ class Answer:
             self._content.set_exception(Broken(why))
 
     async def read_some(self, patience: float) -> bytes:
-        """The next bytes; b"" at the end. Raises Silence after `patience` seconds without any, Broken if it broke off."""
+        """The next bytes, b"" at the end. Raises Silence after `patience` seconds without one, Broken if it broke."""
         try:
             if chunk := self._content.read_nowait():
                 return chunk
