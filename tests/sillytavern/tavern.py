@@ -31,7 +31,7 @@ PROGRAM = HERE / "node_modules" / "sillytavern"
 CHARACTER = json.loads((HERE / "tamsin.json").read_text(encoding="utf-8"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_OPTIONS = (
-    "--no-sandbox",  # Chromium refuses to start as root with it, and in most containers without it is all there is
+    "--no-sandbox",  # with its sandbox it does not start as root, nor in most containers
     "--headless",
     "--disable-gpu",
     "--disable-background-networking",
@@ -42,7 +42,8 @@ CHROMIUM_OPTIONS = (
 )
 
 # SillyTavern fills in every key left out here. These keep it on this machine, quiet, and as a player's own copy is
-# in all that reaches the proxy: one connection per request (its default), no proxy of its own.
+# in all that reaches the proxy: one connection per request (its default), no proxy of its own. `claude` is what players
+# of Opus 4.6 and Sonnet 4.6 switch on for adaptive thinking; other models are sent the same with it and without.
 SETTINGS = """\
 listen: false
 whitelistMode: true
@@ -53,6 +54,7 @@ extensions: {enabled: true, autoUpdate: false, models: {autoDownload: false}}
 enableDownloadableTokenizers: false
 enableServerPlugins: false
 thumbnails: {enabled: false}
+claude: {enableAdaptiveThinking: true}
 logging: {enableAccessLog: false, minLogLevel: 1}
 """
 
@@ -121,7 +123,7 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def tavern(folder: Path, browser: Browser, zoom: float = 1) -> Iterator[Tavern]:
+def tavern(folder: Path, browser: Browser) -> Iterator[Tavern]:
     """SillyTavern with fresh data in `folder`, open in a fresh browser window, its first visit done."""
     home = folder / "data" / "default-user"
     (home / "characters").mkdir(parents=True)
@@ -133,7 +135,7 @@ def tavern(folder: Path, browser: Browser, zoom: float = 1) -> Iterator[Tavern]:
     port = free_port()
     command = ("node", PROGRAM / "server.js", "--configPath", folder / "config.yaml", "--dataRoot", folder / "data")
     with serving((*command, "--port", str(port)), f"http://127.0.0.1:{port}/", folder / "sillytavern.log") as url:
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, device_scale_factor=zoom)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(WAIT)
         player = Tavern(page)
         player.visit(url, "Robin")
@@ -169,7 +171,12 @@ class Toast:
     text: str
 
 
-WATCH_TOASTS = """
+# Runs before the page's own scripts: keeps every toast, and tells when a request to an address last began, of those
+# that are over.
+WATCH = """
+performance.setResourceTimingBufferSize(100_000);
+window.last = address => performance.getEntriesByType('resource')
+    .filter(request => request.name.endsWith(address)).at(-1)?.startTime ?? 0;
 window.toasts = [];
 new MutationObserver(changes => {
     for (const node of changes.flatMap(change => [...change.addedNodes])) {
@@ -184,6 +191,8 @@ new MutationObserver(changes => {
 # What the page shows, as JavaScript
 IDLE = "!document.body.dataset.generating"
 ERROR = "toasts.some(toast => toast.kind === 'error')"
+ASKED = "last('/generate')"
+SAVED = "last('/api/chats/save')"
 SENT = "document.querySelectorAll('#chat .mes[is_user=true]').length"
 LAST = "document.querySelector('#chat .last_mes')"
 LAST_TEXT = f"({LAST}?.querySelector('.mes_text')?.innerText ?? '').trim()"
@@ -197,7 +206,8 @@ class Tavern:
         self.page = page
         self.proxy = ""
         self.allowed: set[str] = set()
-        page.add_init_script(WATCH_TOASTS)
+        self.asked = 0.0
+        page.add_init_script(WATCH)
 
     # Opening it
 
@@ -244,7 +254,7 @@ class Tavern:
         return lamp.inner_text().strip()
 
     def choose_model(self, model: str) -> None:
-        self.open("#sys-settings-button").locator("#model_claude_select").select_option(label=model)
+        self.open("#sys-settings-button").locator("#model_claude_select").select_option(value=model)
 
     def test_message(self) -> Toast:
         """Press Test Message and read the toast that tells how it went."""
@@ -268,6 +278,14 @@ class Tavern:
     def stream(self, wanted: bool) -> None:
         self.open("#ai-config-button").locator("#stream_toggle").set_checked(wanted)
 
+    def reply_length(self, tokens: int) -> None:
+        """Set "Max Response Length"."""
+        self.open("#ai-config-button").locator("#openai_max_tokens").fill(str(tokens))
+
+    def temperature(self, value: float) -> None:
+        self.open("#ai-config-button").locator("#temp_counter_openai").fill(str(value))
+        self.page.keyboard.press("Enter")
+
     def use_system_prompt(self, wanted: bool) -> None:
         self.open("#ai-config-button").locator("#use_sysprompt").set_checked(wanted)
 
@@ -289,48 +307,63 @@ class Tavern:
         return self.last_message()
 
     def start_new_chat(self) -> str:
+        self.page.evaluate(f"{LAST}.dataset.old = ''")
         self.choose_option("#option_start_new_chat")
         self.page.locator(".popup:visible .popup-button-ok").click()
-        self.wait(f"document.querySelectorAll('#chat .mes').length === 1 && {REPLY}")
+        self.wait(f"document.querySelectorAll('#chat .mes').length === 1 && {REPLY} && !('old' in {LAST}.dataset)")
         return self.last_message()
 
     def send(self, text: str) -> str:
-        """Send a message, wait for the whole reply, and read it."""
-        with self.reply():
-            self.begin(text)
-        return self.last_message()
+        """Send a message, and read the whole reply."""
+        self.begin(text)
+        return self.read_to_the_end()
 
     def send_in_vain(self, text: str) -> Toast:
         """Send a message that is answered by an error, and read its toast."""
-        self.forget_toasts()
         self.begin(text)
         self.wait(f"{IDLE} && {ERROR}")
         return self.errors()[0]
 
     def begin(self, text: str) -> None:
         """Send a message without waiting for the reply."""
+        self.ask()
         sent = self.page.evaluate(SENT)
         self.page.locator("#send_textarea").fill(text)
         self.page.locator("#send_but").click()
         self.allow_proxy()
         self.wait(f"{SENT} > {sent}")
 
+    def ask(self) -> None:
+        """To be called before asking for a reply, so that it is told from those before it."""
+        self.forget_toasts()
+        self.asked = self.page.evaluate(ASKED)
+
     def read_while_streaming(self) -> str:
         """Wait until the first words of the reply stand in the chat while more are still to come."""
         self.wait(f"!({IDLE}) && {REPLY}")
         return self.last_message()
 
+    def read_to_the_end(self) -> str:
+        """Wait until the reply stands there whole; nothing must go wrong.
+
+        Until the chat is saved, SillyTavern 1.19.0 ignores its send button although it looks ready.
+        """
+        self.wait(f"{IDLE} && ({ERROR} || ({REPLY} && {self.asked} < {ASKED} && {ASKED} < {SAVED}))")
+        assert not self.errors(), f"SillyTavern shows {self.errors()}"
+        return self.last_message()
+
     def stop(self) -> str:
         """Press the stop button, and read what stays of the reply."""
+        saved = self.page.evaluate(SAVED)
         self.page.locator("#mes_stop").click()
-        self.wait(IDLE)
+        self.wait(f"{IDLE} && {saved} < {SAVED}")
         return self.last_message()
 
     def swipe(self) -> str:
         """Ask for another version of the last reply, and read it."""
-        with self.reply():
-            self.page.locator("#chat .last_mes .swipe_right").click()
-        return self.last_message()
+        self.ask()
+        self.page.locator("#chat .last_mes .swipe_right").click()
+        return self.read_to_the_end()
 
     def swipes(self) -> str:
         """The counter beside the last reply, such as 2/2, without the invisible blanks in it."""
@@ -338,27 +371,19 @@ class Tavern:
 
     def regenerate(self) -> str:
         """Have the last reply written anew, and read it."""
-        with self.reply():
-            self.choose_option("#option_regenerate")
-        return self.last_message()
+        self.ask()
+        self.choose_option("#option_regenerate")
+        return self.read_to_the_end()
 
     def carry_on(self) -> str:
         """Choose Continue, and read the longer reply."""
-        with self.reply():
-            self.choose_option("#option_continue")
-        return self.last_message()
+        self.ask()
+        self.choose_option("#option_continue")
+        return self.read_to_the_end()
 
-    @contextmanager
-    def reply(self) -> Iterator[None]:
-        """What is done inside asks for a reply; at the end it stands there whole, and nothing went wrong."""
-        self.forget_toasts()
-        try:
-            with self.page.expect_event("requestfinished", lambda request: request.url.endswith("/generate")):
-                yield
-        except TimeoutError:
-            self.give_up("a reply")
-        self.wait(f"{IDLE} && ({REPLY} || {ERROR})")
-        assert not self.errors(), f"SillyTavern shows {self.errors()}"
+    def thoughts(self) -> str:
+        """The reasoning shown above the last reply."""
+        return self.page.locator("#chat .last_mes .mes_reasoning").text_content() or ""
 
     def last_message(self) -> str:
         return str(self.page.evaluate(LAST_TEXT))
