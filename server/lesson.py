@@ -15,10 +15,10 @@ SAMPLERS = ("temperature", "top_p", "top_k")
 MOST_LESSONS = 8  # of one request: whoever refuses more than that is not to be pleased
 
 # Without these there is no request, or no meaning in it: they are mended by their own steps or not at all.
-NEVER_LEFT_OUT = {"model", "messages", "max_tokens", "system", "stream"}
+NEVER_LEFT_OUT = {"model", "messages", "max_tokens", "system", "stream", "thinking", "tools"}
 NEEDED_INSIDE = {
     *("type", "role", "content", "text", "source", "data", "media_type", "url", "file_id", "id", "name", "input"),
-    *("tool_use_id", "input_schema", "thinking", "signature", "user_id", "budget_tokens"),
+    *("tool_use_id", "input_schema", "thinking", "signature", "budget_tokens"),
 }
 
 
@@ -52,12 +52,13 @@ def lesson(message: str, sent: ChatRequest) -> Lesson | None:
 
 NOTHING_TO_LEARN = (
     *("prompt is too long", "usage limits", "credit balance", "only authorized for", "third-party apps", "billing"),
-    *("organization has been disabled", "content filtering"),
+    *("organization has been disabled", "content filtering", "subscription access", "oauth authentication"),
 )
 REFUSES = re.compile(
     r"not (?:be )?(?:\w+ )?(?:supported|permitted|allowed|available|valid|accepted|recognized|combined|used|set)"
     r"|unsupported|unexpected|unknown|unrecognized|deprecated|extra input|no longer|cannot|can't|may only|may not"
     r"|invalid|must|should|removed|does not (?:support|accept|match|take|allow)|doesn't (?:support|accept)|range|refuse"
+    r"|unavailable|instead of|at most|at least|too many|too long|maximum|only (?:support|accept|take|allow)"
 )
 
 Reader = Callable[[str, str, ChatRequest], Lesson | None]
@@ -81,7 +82,8 @@ def longest_reply(words: str, message: str, sent: ChatRequest) -> Lesson | None:
         or not isinstance(asked, int)
     ):
         return None
-    numbers = [int(n) for n in re.findall(r"\d+", words.replace(",", "")) if 0 < int(n) < asked]
+    compared = re.findall(r"\d+ > (\d+)", words)
+    numbers = [int(n) for n in compared or re.findall(r"\d+", words.replace(",", "")) if 0 < int(n) < asked]
     if not numbers or not re.search(r">|maximum|at most|exceed|less than|up to|limit", words):
         return None
     most = max(numbers)
@@ -158,9 +160,10 @@ def thinking_type(words: str, message: str, sent: ChatRequest) -> Lesson | None:
         or "budget" in words.split(". ")[0]
     ):
         return None
-    first = words.split(". ")[0]
-    named = re.search(r"thinking\.(?:type\.)?[\"'`]?(\w+)", first) or re.search(r"\b(\w+) thinking\b", first)
-    if not (asked in first or (named and named[1] in (asked, "type"))) or not REFUSES.search(first):
+    first = re.split(r"[.;] ", words)[0]
+    named = re.search(r"thinking\.(?:type\.)?(\w+)", first)
+    speaks_of_it = asked in first or (named and named[1] in (asked, "type")) or re.search(r"\bthinking is not\b", first)
+    if not speaks_of_it or not REFUSES.search(first):
         return None
     if any(name in first for name in (*SAMPLERS, "effort", "display", "block_binding", "signature", "expected")):
         return None
@@ -197,13 +200,20 @@ def effort(words: str, message: str, sent: ChatRequest) -> Lesson | None:
 
 def samplers(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     """“deprecated” and “extra inputs” speak of all three at once; other words of those they name."""
-    named = [name for name in SAMPLERS if name in sent.body and re.search(rf"\b{name}\b", words)]
-    if not named or not REFUSES.search(words):
+    sent_ones = [name for name in SAMPLERS if name in sent.body]
+    named = [name for name in SAMPLERS if re.search(rf"\b{name}\b", words)]
+    if not sent_ones or not named or not REFUSES.search(words):
         return None
+    for_good = re.search(r"deprecated|extra input|no longer|removed", words)
+    named = sent_ones if for_good else [name for name in named if name in sent_ones]
+    if not named:
+        return None
+    if "thinking" in words:
+        return Lesson("thinking_samplers", "", " and ".join(named) + " while it thinks", "left it out of such requests")
+    if for_good:
+        return Lesson("sampling", "none", " and ".join(named), "left all samplers out")
     if "temperature" in named and "top_p" in named:
         return Lesson("sampling", "one", "temperature and top_p together", "kept one of the two")
-    if "deprecated" in words or "extra input" in words or "no longer" in words:
-        return Lesson("sampling", "none", " and ".join(named), "left all samplers out")
     listed = " and ".join(named)
     return Lesson(f"field {listed}", " ".join(named), listed, f"left {'it' if len(named) == 1 else 'them'} out")
 
@@ -324,21 +334,18 @@ def block_kind(words: str, message: str, sent: ChatRequest) -> Lesson | None:
 
 
 def any_field(words: str, message: str, sent: ChatRequest) -> Lesson | None:
-    """Any other field the words name by its path (`tools.0.custom.strict: …`) or by its name in quotation marks."""
+    """Any other field the words name by its path (`tools.0.custom.strict: …`) or as a word of its own."""
     if not REFUSES.search(words):
         return None
-    paths = re.findall(r"(?:^|[\s`\"'(])([a-z_]\w*(?:\.\w+)*)(?=[`\"')]|:\s|\s|$)", message)
-    for path in paths:
-        if pattern := field_pattern(path, sent.body):
-            return Lesson(f"field {pattern}", pattern, pattern.replace(".*", ""), "left it out")
-    for name in sent.body:
-        spoken = str(name).replace("_", "[ _-]")
-        if name not in NEVER_LEFT_OUT and re.search(rf"\b{spoken}s?\b", words):
-            return Lesson(f"field {name}", str(name), str(name), "left it out")
-    for phrase, field in SPOKEN.items():
-        if phrase in words and field_pattern(field, sent.body):
-            return Lesson(f"field {field}", field, phrase, "left it out")
-    return None
+    spoken = [phrase for phrase in SPOKEN if phrase in words]
+    paths = re.findall(r"[a-z_]\w*(?:\.\w+)*", message) + [SPOKEN[phrase] for phrase in spoken]
+    paths += [str(name) for name in sent.body if "_" in str(name) and re.search(str(name).replace("_", "[ -]"), words)]
+    if re.match(r"\w+\.[\w.]+:", message):
+        paths = paths[:1]  # the place is named: nothing else is meant
+    pattern = next((found for path in paths if (found := field_pattern(path, sent.body))), "")
+    if not pattern:
+        return None
+    return Lesson(f"field {pattern}", pattern, pattern.replace(".*", ""), "left it out")
 
 
 SPOKEN = {"fast mode": "speed", "structured output": "output_config.format", "automatic caching": "cache_control"}
@@ -358,10 +365,14 @@ def field_pattern(path: str, body: Mapping[str, Any]) -> str:
                 return ""
             here = here[int(part)]
             pattern.append("*")
-        elif isinstance(here, dict) and part in here:
+        elif not isinstance(here, dict):
+            return ""
+        elif i + 1 < len(parts) and part in (here.get("type"), "custom"):
+            continue
+        elif part in here:
             here = here[part]
             pattern.append(part)
-        elif not isinstance(here, dict) or i == len(parts) - 1 or part not in (here.get("type"), "custom"):
+        else:
             return ""
     if not pattern or pattern[-1] == "*":
         return ""
@@ -389,6 +400,16 @@ READERS: tuple[Reader, ...] = (
     thoughts,
     any_field,
 )
+
+
+def with_lessons(
+    known: Mapping[str, tuple[Lesson, ...]], model: str, more: Iterable[Lesson]
+) -> Mapping[str, tuple[Lesson, ...]]:
+    """What is known, and what one request has just been taught about its model."""
+    new = tuple(more)
+    rules = {one.rule for one in new}
+    old = tuple(one for one in known.get(model, ()) if one.rule not in rules)
+    return {**known, model: (*old, *new)} if new else known
 
 
 def taught(model: Model, lessons: Iterable[Lesson]) -> Model:

@@ -1,0 +1,126 @@
+"""What the models have taught: refusals remembered over restarts, and what the live list of models says of them."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any
+
+from server.files import private_folder
+from server.lesson import MOST_LESSONS, Lesson, lesson
+from server.models import Model, Models, day, overlay
+
+__all__ = ["MOST_LESSONS", "Lesson", "Lessons", "Live", "lesson"]
+
+log = logging.getLogger(__name__)
+
+MOST_KEPT = 500  # in all: far more than there are models and rules
+
+
+class Lessons:
+    """The lessons in data_dir/state.sqlite, by upstream and model.
+
+    They are forgotten when the table of models changes: it may know better by then. Without a usable database they last
+    until the next start.
+    """
+
+    def __init__(self, data_dir: Path, models: Models, *, clock: Callable[[], float] = time.time) -> None:
+        self._version, self._clock = models.version, clock
+        self._known: dict[str, dict[str, tuple[Lesson, ...]]] = {}
+        self._db: sqlite3.Connection | None = None
+        try:
+            private_folder(data_dir)
+            self._db = self._open(data_dir / "state.sqlite")
+            self._read(self._db)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("What models refuse cannot be kept over restarts: %s", error)
+            self.close()
+
+    def of(self, upstream: str) -> Mapping[str, tuple[Lesson, ...]]:
+        """What is known of an upstream's models, by model; the value to give to the steps."""
+        return self._known.get(upstream, {})
+
+    def add(self, upstream: str, model: str, learned: Lesson) -> None:
+        """Remember a lesson, in place of an older one about the same rule."""
+        if not learned.lasting:
+            return
+        by_model = self._known.setdefault(upstream, {})
+        kept = [one for one in by_model.get(model, ()) if one.rule != learned.rule]
+        # A new mapping, so that steps under way keep the one they began with.
+        self._known[upstream] = {**by_model, model: (*kept, learned)}
+        log.info("%s refused %s; %s, and so from now on.", model, learned.refused, learned.did)
+        if self._db is None:
+            return
+        rule, value, refused, did, _ = astuple(learned)
+        try:
+            self._db.execute(
+                "INSERT OR REPLACE INTO lessons VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (upstream, model, rule, value, refused, did, self._version, self._clock()),
+            )
+        except sqlite3.Error as error:
+            log.warning("What %s refuses could not be written down: %s", model, error)
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        path.touch(mode=0o600)
+        database = sqlite3.connect(path, timeout=5, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS lessons (upstream TEXT, model TEXT, rule TEXT, value TEXT NOT NULL,"
+                " refused TEXT NOT NULL, did TEXT NOT NULL, version TEXT NOT NULL, at REAL NOT NULL,"
+                " PRIMARY KEY (upstream, model, rule))"
+            )
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+    def _read(self, database: sqlite3.Connection) -> None:
+        database.execute("DELETE FROM lessons WHERE version != ?", (self._version,))
+        database.execute(
+            "DELETE FROM lessons WHERE rowid NOT IN (SELECT rowid FROM lessons ORDER BY at DESC LIMIT ?)", (MOST_KEPT,)
+        )
+        rows = database.execute("SELECT upstream, model, rule, value, refused, did FROM lessons ORDER BY at").fetchall()
+        for upstream, model, *lesson_ in rows:
+            by_model = self._known.setdefault(upstream, {})
+            by_model[model] = (*by_model.get(model, ()), Lesson(*lesson_))
+
+
+class Live:
+    """The table of models with the live list laid over it, once somebody has read it."""
+
+    def __init__(self, models: Models) -> None:
+        self._table = models
+        self.models = models
+
+    def saw(self, items: Iterable[Any]) -> None:
+        """Take over what an answer of GET /v1/models says; models it has and the table has not are added."""
+        rows = {model.id: model for model in self._table.all}
+        for item in items:
+            name = item.get("id") if isinstance(item, Mapping) else None
+            if isinstance(name, str) and "claude" in name.lower():
+                row = laid_over(self._table, name, item)
+                rows[row.id] = row
+        self.models = Models(rows.values(), version=self._table.version)
+
+
+def laid_over(table: Models, name: str, item: Mapping[str, Any]) -> Model:
+    """The row of a model in the live list. One that is alive there is not gone, whatever the table's dates say."""
+    found = table.find(name)
+    if found is None or name not in (found.id, *found.aliases):
+        like = table.like(name)
+        found = replace(like, id=name, aliases=(), known=False, retired=None, retires=None, successor="")
+        found = replace(found, released=day(item.get("created_at")) or like.released)
+    row = overlay(found, item)
+    if item.get("lifecycle") in ("active", "deprecated"):
+        row = replace(row, retired=None, retires=day(item.get("retires_at")) or row.retires)
+    return row
