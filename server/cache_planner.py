@@ -70,6 +70,7 @@ class Plan:
     related: tuple[Request, ...] = ()
     learned: Learned = NOTHING_LEARNED
     lapsed: Lapsed | None = None
+    parted: bool = False  # the request before it left a living entry that goes further than they agree
     waited_for: int = 0  # blocks it shares with a request whose answer had not begun
     off: str = ""
 
@@ -123,6 +124,8 @@ def draft(
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
     marks = {} if off else plan_marks(prompt, live, [one.seen() for one in related], terms)
     dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in memory.known(prompt) if i not in live]
+    last = related[-1].prompt if related else prompt
+    agreed = prompt.shared(last)
     plan = Plan(
         scope=scope,
         model=model,
@@ -135,6 +138,7 @@ def draft(
         related=related,
         learned=learned,
         lapsed=max(dead, default=None),
+        parted=any(i >= agreed for i in memory.live(last, now)),
         off=off,
     )
     body = with_marks(helped.body, {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()})

@@ -108,10 +108,16 @@ def find_cause(plan: Plan, counts: Counts, again: int) -> Cause:
     if switched := switch(prompt, last):
         return switched
     agreed = prompt.shared(last)
-    could = round(counts.prompt * prompt.size[agreed - 1] / prompt.size[-1]) if agreed else 0
-    not_held = max(could - counts.read, 0)
-    if not_held < again / 2 and agreed < len(last):
-        return parting(prompt, [one.prompt for one in plan.related], agreed)
+
+    def tokens(blocks: int) -> float:
+        return counts.prompt * prompt.size[blocks - 1] / prompt.size[-1] if blocks else 0.0
+
+    not_held = max(tokens(agreed) - counts.read, 0)
+    ran_out = plan.lapsed is not None and tokens(plan.lapsed.block + 1) - counts.read >= again / 2
+    if agreed < len(last) and (plan.parted or not_held < again / 2):
+        cause = parting(prompt, [one.prompt for one in plan.related], agreed)
+        if cause.kind != "speaker" or not ran_out:
+            return cause
     if plan.waited_for and plan.waited_for >= agreed / 2:
         return Cause("parallel", "another request with the same beginning was still waiting for its answer")
     if plan.hit >= 0 and plan.forecast.read > counts.read + again / 2:
@@ -155,7 +161,7 @@ def parting(prompt: Prompt, related: Sequence[Prompt], at: int) -> Cause:
         if dropped:
             return Cause("system", "the context size is full: the oldest messages and other lines were dropped")
         if other_speaker(prompt, related, at):
-            return Cause("system", "another character speaks (group chat)")
+            return Cause("speaker", "another character speaks (group chat)")
         return in_front(prompt, related, at, front)
     if dropped and at == prompt.head:
         return Cause("messages", "the context size is full: the oldest messages were dropped")

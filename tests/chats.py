@@ -1,7 +1,7 @@
 """Made-up chats in the shape SillyTavern sends them: a head of system prompts, a story, texts injected at a depth.
 
-Everything is drawn from a seed; the other keywords say what a chat is like. Pauses are a player's: mostly short, some of
-minutes, a few of hours.
+Everything is drawn from a seed; the other keywords say what a chat is like. Pauses are a player's: mostly short, some
+of minutes, a few of hours.
 """
 
 import random
@@ -12,8 +12,8 @@ MODELS = Models.load()
 WORDS = """
 amber anvil apple ash autumn barrel bell birch boat bread brook candle cellar chapel cider cliff cloak copper crow dawn
 door drift dusk ember fern field fire fog forge garden gate glass grain harbour hearth hill honey inn iron ivy jar keep
-kettle lamp lane lantern leaf letter lute maple market meadow mill mist moss night oak oar orchard path pebble pine quill
-rain raven reed river road rope rose rye salt sand ship silver smoke snow song stair star stone storm
+kettle lamp lane lantern leaf letter lute maple market meadow mill mist moss night oak oar orchard path pebble pine
+quill rain raven reed river road rope rose rye salt sand ship silver smoke snow song stair star stone storm
 """.split()  # noqa: SIM905
 NAMES = ("Ada", "Bo", "Cy", "Di", "Ed")
 

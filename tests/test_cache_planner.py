@@ -457,7 +457,8 @@ def test_late_lore_makes_changing_heads_cheap(shape):
     plain, helped = Bench(), Bench(helps=Helps(cache_late_lore=True))
     plain.play(asked)
     helped.play(asked)
-    assert helped.share < 0.4 < 0.6 < plain.share < 1.1
+    assert helped.share < 0.45
+    assert helped.cost < 0.6 * plain.cost
 
 
 def test_a_steady_window_makes_a_full_context_cheap():
