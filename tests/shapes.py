@@ -95,14 +95,20 @@ def thinking():
     yield (
         "samplers while thinking",
         {
-            "thinking": {"type": "adaptive"}, "temperature": 0.9, "top_p": 0.97, "top_k": 40,
+            "thinking": {"type": "adaptive"},
+            "temperature": 0.9,
+            "top_p": 0.97,
+            "top_k": 40,
             "max_tokens": 4_000,
         },
     )
     yield (
         "samplers with a budget",
         {
-            "thinking": {"type": "enabled", "budget_tokens": 1_100}, "temperature": 1, "top_p": 0.97, "top_k": 0,
+            "thinking": {"type": "enabled", "budget_tokens": 1_100},
+            "temperature": 1,
+            "top_p": 0.97,
+            "top_k": 0,
             "max_tokens": 4_000,
         },
     )
@@ -133,7 +139,8 @@ def endings():
     yield (
         "prefill and thinking",
         {
-            "messages": [*CHAT, assistant("Maren")], "thinking": {"type": "enabled", "budget_tokens": 1_024},
+            "messages": [*CHAT, assistant("Maren")],
+            "thinking": {"type": "enabled", "budget_tokens": 1_024},
             "max_tokens": 2_000,
         },
     )
@@ -190,16 +197,17 @@ def fields():
     yield (
         "fields of other services",
         {
-
-                "frequency_penalty": 0,
-                "presence_penalty": 0.2,
-                "n": 1,
-                "logit_bias": {},
-                "user": "anna",
-                "seed": 1,
-                "min_p": 0
-            ,
-            "char_name": "Maren", "user_name": "Anna", "response_format": {"type": "text"}, "stream_options": {},
+            "frequency_penalty": 0,
+            "presence_penalty": 0.2,
+            "n": 1,
+            "logit_bias": {},
+            "user": "anna",
+            "seed": 1,
+            "min_p": 0,
+            "char_name": "Maren",
+            "user_name": "Anna",
+            "response_format": {"type": "text"},
+            "stream_options": {},
         },
     )
     yield "stop in OpenAI's spelling", {"stop": ["User:"], "max_completion_tokens": 700}
@@ -252,14 +260,18 @@ def tools():
         yield (
             f"tools, {choice['type']}, budget",
             {
-                "tools": [TOOL], "tool_choice": choice, "thinking": {"type": "enabled", "budget_tokens": 1_024},
+                "tools": [TOOL],
+                "tool_choice": choice,
+                "thinking": {"type": "enabled", "budget_tokens": 1_024},
                 "max_tokens": 3_000,
             },
         )
         yield (
             f"tools, {choice['type']}, adaptive",
             {
-                "tools": [TOOL], "tool_choice": choice, "thinking": {"type": "adaptive"},
+                "tools": [TOOL],
+                "tool_choice": choice,
+                "thinking": {"type": "adaptive"},
                 "max_tokens": 3_000,
             },
         )
@@ -303,7 +315,8 @@ def tools():
         yield (
             f"words before the result{name}",
             {
-                "tools": [TOOL], "messages": [*CHAT, assistant(CALL), user("Here:", RESULT)],
+                "tools": [TOOL],
+                "messages": [*CHAT, assistant(CALL), user("Here:", RESULT)],
                 **more,
             },
         )
@@ -318,7 +331,8 @@ def tools():
         yield (
             f"result split off{name}",
             {
-                "tools": [TOOL], "messages": [*CHAT, assistant(CALL), user("Wait"), user(RESULT)],
+                "tools": [TOOL],
+                "messages": [*CHAT, assistant(CALL), user("Wait"), user(RESULT)],
                 **more,
             },
         )

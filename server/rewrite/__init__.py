@@ -28,14 +28,14 @@ __all__ = ["STEPS", "Context", "Options", "Step", "readme_table", "rewrite", "st
 
 STEPS: tuple[Step, ...] = (
     choose_model,
-    fit_version,
     add_persona,
     # what the request says
     fit_fields,
-    fit_roles,
     fit_texts,
+    fit_roles,
     fit_tools,
     fit_images,
+    fit_version,
     add_system_line,  # behind the steps that may still put something into `system`
     fit_thoughts,  # behind everything that changes what stands before earlier thinking
     fit_prefill,

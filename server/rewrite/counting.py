@@ -5,7 +5,10 @@ from __future__ import annotations
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
-GENERATION = ("max_tokens", "stream", "stop_sequences", "metadata", "service_tier", "temperature", "top_p", "top_k")
+GENERATION = (
+    *("max_tokens", "stream", "stop_sequences", "metadata", "service_tier", "temperature", "top_p", "top_k"),
+    *("container", "diagnostics", "inference_geo"),
+)
 
 
 def fit_counting(request: ChatRequest, context: Context) -> ChatRequest:

@@ -22,12 +22,11 @@ def fit_prefill(request: ChatRequest, context: Context) -> ChatRequest:
     on without repeating. On models that take opening words, thinking gives way to them."""
     model = context.model_of(request)
     messages = request.body["messages"]
-    last = messages[-1]
-    if model is None or last["role"] != "assistant" or is_paused(last):
+    if model is None or not messages or messages[-1]["role"] != "assistant" or is_paused(messages[-1]):
         return request
     if model.prefill:
         return natively(request)
-    words = said(last.get("content")).strip()
+    words = said(messages[-1].get("content")).strip()
     if words and is_opening(words):
         asked = (
             "[The words above are only the beginning of your reply. Write the whole reply now: start it with exactly "

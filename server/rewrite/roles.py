@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.request import ChatRequest
-from server.rewrite.content import Block, Message, as_blocks, is_blank, text_block, user_message
+from server.rewrite.content import NOTHING_SAID, Block, Message, as_blocks, is_blank, text_block, user_message
 from server.rewrite.context import Context
 
 START = "[Start of the chat]"
@@ -19,25 +19,26 @@ def fit_roles(request: ChatRequest, context: Context) -> ChatRequest:
         return request
     lead = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
     if lead:
-        head = [block for m in messages[:lead] for block in as_blocks(m.get("content")) if block.get("type") == "text"]
-        system = [*as_blocks(request.body.get("system")), *(block for block in head if not is_blank(block))]
-        more = {"system": system} if system else {}
+        head = [block for m in messages[:lead] for block in as_blocks(m.get("content")) if not is_blank(block)]
+        system = [*as_blocks(request.body.get("system")), *(block for block in head if block.get("type") == "text")]
+        others = [block for block in head if block.get("type") != "text"]
+        messages = [*([user_message(*others)] if others else []), *messages[lead:]]
         request = request.but(
             "fit_roles",
             "Moved the system messages at the beginning into the system prompt.",
-            messages=messages[lead:],
-            **more,
+            messages=messages or [user_message(text_block(NOTHING_SAID))],
+            **({"system": system} if system else {}),
         )
-        messages = messages[lead:]
-    placed = place_system(messages, allowed=model.system_messages)
-    if placed != messages:
-        request = request.but("fit_roles", "Sent system messages inside the chat as marked user text.", messages=placed)
-    moved = move_pictures(placed)
-    if moved != placed:
+        messages = request.body["messages"]
+    moved = move_pictures(messages)
+    if moved != messages:
         request = request.but("fit_roles", "Moved pictures out of the assistant's messages.", messages=moved)
+    placed = place_system(moved, allowed=model.system_messages)
+    if placed != moved:
+        request = request.but("fit_roles", "Sent system messages inside the chat as marked user text.", messages=placed)
     if context.learned(request, "alternate"):
         request = joined(request)
-    if context.learned(request, "user_first") and moved[0]["role"] != "user":
+    if context.learned(request, "user_first") and placed[0]["role"] != "user":
         first = user_message(text_block(START))
         request = request.but(
             "fit_roles", "Put a short user message in front.", messages=[first, *request.body["messages"]]
@@ -47,24 +48,33 @@ def fit_roles(request: ChatRequest, context: Context) -> ChatRequest:
 
 def place_system(messages: list[Message], *, allowed: bool) -> list[Message]:
     """The messages with system ones only where they may stand: behind a user turn, before an assistant turn or at the
-    end, holding text alone."""
+    end, holding text alone. Neighbouring ones count as one."""
     new: list[Message] = []
-    for i, message in enumerate(messages):
+    following = "assistant"
+    for i in range(len(messages) - 1, -1, -1):
+        message = messages[i]
+        blocks = as_blocks(message.get("content"))
         if message["role"] != "system":
             new.append(message)
-            continue
-        following = next((m["role"] for m in messages[i + 1 :] if m["role"] != "system"), "assistant")
-        behind_user = bool(new) and new[-1]["role"] in ("user", "system")
-        only_text = all(block.get("type") == "text" for block in as_blocks(message.get("content")))
-        if allowed and behind_user and following == "assistant" and only_text:
+        elif (
+            allowed
+            and all(block.get("type") == "text" for block in blocks)
+            and following in ("assistant", "system")
+            and i > 0
+            and messages[i - 1]["role"] in ("user", "system")
+        ):
             new.append(message)
-        elif notes := [as_note(block) for block in as_blocks(message.get("content")) if not is_blank(block)]:
+        elif notes := [as_note(block) for block in blocks if not is_blank(block)]:
             new.append(user_message(*notes))
-    return new
+        following = new[-1]["role"] if new else following
+    return new[::-1]
 
 
 def as_note(block: Block) -> Block:
-    return {**block, "text": f"[System note: {block['text']}]"} if block.get("type") == "text" else block
+    if block.get("type") != "text":
+        return block
+    kept = {key: value for key, value in block.items() if key != "citations"}
+    return {**kept, "text": f"[System note: {block['text']}]"}
 
 
 def move_pictures(messages: list[Message]) -> list[Message]:

@@ -71,7 +71,8 @@ def unfit(request: ChatRequest, context: Context) -> tuple[tuple[str, ...], str]
         return (), ""
     if model.sampling == "none":
         return SAMPLERS, f"{model.display_name} takes none"
-    if asks_to_think(body) or (model.thinks_by_default and "thinking" not in body):
+    off = "thinking" in body and not asks_to_think(body)
+    if asks_to_think(body) or (not off and (model.thinks_by_default or context.learned(request, "thinking_samplers"))):
         clash = [key for key in SAMPLERS if key in body and not fits_thinking(key, body[key])]
         if model.sampling == "one" and "top_p" in body and not {"temperature", "top_p"} & set(clash):
             clash.append("temperature")  # which is 1, its default

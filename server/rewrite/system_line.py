@@ -18,7 +18,9 @@ def add_system_line(request: ChatRequest, context: Context) -> ChatRequest:
     wanted = [first, *(block for block in blocks if not is_line(block, line))]
     if wanted == blocks:
         return request
-    return request.but("add_system_line", f"Put the required line in front: “{line}”", system=wanted)
+    return request.but(
+        "add_system_line", f"Put the required line in front of the system prompt: “{line}”.", system=wanted
+    )
 
 
 def is_line(block: Block, line: str) -> bool:

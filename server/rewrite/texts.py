@@ -29,10 +29,10 @@ def fit_texts(request: ChatRequest, context: Context) -> ChatRequest:
     new: dict[str, Any] = {**body, "messages": messages}
     system = as_blocks(body.get("system"))
     texts = with_blocks([block for block in system if block.get("type") == "text"], without_blank)
-    if "system" in body and not texts:
-        del new["system"]
-    elif texts != system:
+    if texts != system:
         new["system"] = texts
+    if system and not texts:
+        del new["system"]
     if new == body:
         return request
     return request.noted("fit_texts", "Left out empty texts, which the API refuses.", body=new)

@@ -37,7 +37,7 @@ def fit_thinking(request: ChatRequest, context: Context) -> ChatRequest:
     if asked and (lacking or context.learned(request, "no_thinking")):
         asked = {"type": "disabled"}
     settled = settle(asked, wanted, model, request.betas)
-    new_config = {key: value for key, value in config.items() if key != "effort"}
+    new_config = {key: value for key, value in config.items() if key != "effort" or value is None}
     if settled.effort:
         new_config = {**config, "effort": settled.effort}
     new = {key: value for key, value in request.body.items() if key not in ("thinking", "output_config")}

@@ -23,6 +23,7 @@ def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
     unbound = bool(context.learned(request, "thoughts")) or (model.binds_thinking and changed)
     keep_from = len(messages) if context.learned(request, "all_thoughts") else loop_start(messages) if unbound else 0
     new: list[Message] = []
+    systems = any(message["role"] == "system" for message in messages)
     count = 0
     for i, message in enumerate(messages):
         blocks = as_blocks(message.get("content"))
@@ -34,6 +35,8 @@ def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
             new.append(message)
         elif kept:
             new.append({**message, "content": kept})
+        elif systems and message is not messages[-1]:  # system messages need their neighbours
+            new.append({**message, "content": [text_block(NOTHING_SAID)]})
     if not count:
         return request
     detail = f"Took {plural(count, 'block')} of earlier thinking out of the chat: {model.display_name} would refuse it."

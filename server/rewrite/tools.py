@@ -11,6 +11,7 @@ from typing import Any
 from server.models import Model
 from server.request import ChatRequest
 from server.rewrite.content import (
+    NOTHING_SAID,
     Block,
     Message,
     as_blocks,
@@ -23,6 +24,7 @@ from server.rewrite.content import (
 from server.rewrite.context import Context
 
 NO_RESULT = "No result was kept."
+INSIDE = ("text", "image", "document", "search_result")  # what may stand in a result and outside of one
 TOOL_KEYS = {
     *(
         "type",
@@ -114,10 +116,11 @@ def plain_name(name: str) -> str:
 
 @dataclass
 class Calls:
-    """The calls met so far in a chat: the names taken, and those of the last assistant turn that wait for a result."""
+    """The calls met so far in a chat: the names taken, and the calls of the last assistant turn, which wait for their
+    results (each the id as the front end has it, and as it is sent)."""
 
     taken: set[str] = field(default_factory=set)
-    waiting: dict[str, str] = field(default_factory=dict)  # id as the front end has it → as it is sent
+    waiting: list[tuple[str, str]] = field(default_factory=list)
 
     def called(self, block: Block) -> Block:
         """A call with a name and an id of its own."""
@@ -127,12 +130,12 @@ class Calls:
         while new in self.taken:
             new, n = f"{base}_{n}", n + 1
         self.taken.add(new)
-        self.waiting[given] = new
-        name, arguments = block.get("name"), block.get("input")
+        self.waiting.append((given, new))
+        name = block.get("name")
         right = {
             "id": new,
-            "name": plain_name(name if isinstance(name, str) else "tool"),
-            "input": as_object(arguments),
+            "name": plain_name(name if isinstance(name, str) else ""),
+            "input": as_object(block.get("input")),
         }
         return block if all(block.get(key) == value for key, value in right.items()) else {**block, **right}
 
@@ -171,6 +174,7 @@ def fit_calls(request: ChatRequest) -> ChatRequest:
             new.append({**turn[0], "content": fitted})
     if calls.waiting:
         new.append(user_message(*answered([], calls)))
+    new = new or [user_message(text_block(NOTHING_SAID))]
     if new == messages:
         return request
     detail = "Mended tool calls that had lost their result, or results that had lost their call."
@@ -192,8 +196,8 @@ def as_said(block: Block, calls: Calls) -> list[Block]:
     match block.get("type"):
         case "tool_use":
             return [calls.called(block)]
-        case "tool_result":
-            return as_words(block)
+        case "tool_result":  # pictures have no place with the assistant
+            return [part for part in as_words(block) if part.get("type") == "text"]
     return [block]
 
 
@@ -203,33 +207,53 @@ def answered(blocks: list[Block], calls: Calls) -> list[Block]:
     rest: list[Block] = []
     for block in blocks:
         given = str(block.get("tool_use_id") or "")
-        if block.get("type") == "tool_result" and given in calls.waiting and given not in results:
-            id_ = calls.waiting[given]
-            results[given] = block if block.get("tool_use_id") == id_ else {**block, "tool_use_id": id_}
+        free = [sent for name, sent in calls.waiting if name == given and sent not in results]
+        if block.get("type") == "tool_result" and free:
+            results[free[0]] = fitted_result(block, free[0])
         elif block.get("type") == "tool_result":
             rest += as_words(block)
         elif block.get("type") == "tool_use":
-            rest.append(
-                text_block(f"[Tool call: {block.get('name')} {json.dumps(block.get('input'), ensure_ascii=False)}]")
-            )
+            arguments = json.dumps(block.get("input"), ensure_ascii=False)
+            rest.append(text_block(f"[Tool call: {block.get('name')} {arguments}]"))
         else:
             rest.append(block)
-    for given, id_ in calls.waiting.items():
-        lost = {"type": "tool_result", "tool_use_id": id_, "content": NO_RESULT, "is_error": True}
-        results.setdefault(given, lost)
-    calls.waiting = {}
+    for _, sent in calls.waiting:
+        lost = {"type": "tool_result", "tool_use_id": sent, "content": NO_RESULT, "is_error": True}
+        results.setdefault(sent, lost)
+    calls.waiting = []
     return [*results.values(), *rest]
+
+
+def fitted_result(block: Block, id_: str) -> Block:
+    """A result as the API takes it: text, or a list of the blocks that may stand in one."""
+    new = {**block, "tool_use_id": id_}
+    if "is_error" in new and not isinstance(new["is_error"], bool):
+        del new["is_error"]
+    content = new.get("content")
+    if content is None:
+        new.pop("content", None)
+    elif isinstance(content, list):
+        new["content"] = [part if is_inner(part) else text_block(as_text(part)) for part in content if part != ""]
+    elif not isinstance(content, str):
+        new["content"] = as_text(content)
+    return block if new == block else new
+
+
+def is_inner(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in (*INSIDE, "tool_reference")
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def as_words(result: Block) -> list[Block]:
     """A tool's result as ordinary content."""
     content = result.get("content")
-    if isinstance(content, str):
-        return [text_block(f"[Tool result: {content}]")] if content.strip() else []
-    inner = [
-        block for block in inner_blocks(result) if block.get("type") in ("text", "image", "document", "search_result")
-    ]
-    return [text_block("[Tool result:]"), *inner] if inner else []
+    if isinstance(content, str) and content.strip():
+        return [text_block(f"[Tool result: {content}]")]
+    inner = [block for block in inner_blocks(result) if block.get("type") in INSIDE]
+    return [text_block("[Tool result:]" if inner else "[Tool result without content]"), *inner]
 
 
 # ------------------------------------------------------------------------------------------------------------ choice
