@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from server.cache_memory import CacheMemory, Scope  # noqa: E402
 from server.cache_planner import CachePlanner, Helps  # noqa: E402
 from server.cache_why import tell  # noqa: E402
+from server.errors import ProxyError  # noqa: E402
 from server.models import Model, Models  # noqa: E402
 from server.practice import accounting  # noqa: E402
 from server.practice.accounting import Bill, Entry, Prompt  # noqa: E402
@@ -266,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in given.traces:
         try:
             trace = read_trace(path, models)
-        except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError) as error:
+        except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError, ProxyError) as error:
             print(f"{path}: cannot be read as a recording ({error}).", file=sys.stderr)
             return 1
         names.append(path.name.split(".")[0])
