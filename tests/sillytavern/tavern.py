@@ -128,9 +128,12 @@ def tavern(folder: Path, browser: Browser) -> Iterator[Tavern]:
     home = folder / "data" / "default-user"
     (home / "characters").mkdir(parents=True)
     (home / "characters" / "Tamsin.png").write_bytes(character_card(browser))
-    # Its own first settings but for the API: that one would call a public service before a player can choose another.
+    # Its own first settings but for two: its first API would call a public service before a player can choose another,
+    # and with "Reduced motion" nobody waits for panels to slide.
     settings = json.loads((PROGRAM / "default" / "content" / "settings.json").read_text(encoding="utf-8"))
-    (home / "settings.json").write_text(json.dumps(settings | {"main_api": "openai"}))
+    settings["main_api"] = "openai"
+    settings["power_user"]["reduced_motion"] = True
+    (home / "settings.json").write_text(json.dumps(settings))
     (folder / "config.yaml").write_text(SETTINGS)
     port = free_port()
     command = ("node", PROGRAM / "server.js", "--configPath", folder / "config.yaml", "--dataRoot", folder / "data")
