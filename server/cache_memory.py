@@ -10,7 +10,7 @@ import hmac
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -98,6 +98,11 @@ class Upstream:
         return ("1h",) if now < self.separate_until else ("5m", "1h")
 
 
+def alive(known: Mapping[int, Kept], now: float) -> dict[int, Held]:
+    """Those of the entries that can be read now, with a margin."""
+    return {i: Held(one.lifetime, one.until) for i, one in known.items() if one.since <= now < one.until - MARGIN}
+
+
 class CacheMemory:
     """All of it, in memory; what changes is handed to a `Journal`."""
 
@@ -115,17 +120,10 @@ class CacheMemory:
 
     # ----------------------------------------------------------------------------------------------------------- asking
 
-    def live(self, prompt: Prompt, now: float) -> dict[int, Held]:
-        """The blocks of a prompt that end an entry which is alive and readable."""
-        return {
-            i: Held(one.lifetime, one.until) for i, one in self.known(prompt) if one.since <= now < one.until - MARGIN
-        }
-
-    def known(self, prompt: Prompt) -> Iterator[tuple[int, Kept]]:
+    def known(self, prompt: Prompt) -> dict[int, Kept]:
         """The blocks of a prompt that end an entry, dead ones too."""
-        for i in range(len(prompt)):
-            if one := self._entries.get(prompt.entry(i)):
-                yield i, one
+        entries = self._entries
+        return {i: entries[entry] for i, entry in enumerate(prompt.entries()) if entry in entries}
 
     def related(self, prompt: Prompt) -> tuple[Request, ...]:
         """The last requests of the same chat, oldest first; whoever paid, whatever the model."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope
+from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive
 from server.models import Model
 from server.prefix import THOUGHTS, Prompt, read_prompt
 from server.request import ChatRequest
@@ -110,20 +110,21 @@ def draft(
     removed = marks_in(request.body)
     bare = replace(request, body=without_marks(request.body)) if removed else request
 
-    def read(helped: ChatRequest) -> tuple[Prompt, dict[int, Held]]:
+    def read(helped: ChatRequest) -> tuple[Prompt, dict[int, Kept], dict[int, Held]]:
         prompt = read_prompt(helped.body, model, "\n".join(scope), memory.secret)
-        return prompt, memory.live(prompt, now)
+        known = memory.known(prompt)
+        return prompt, known, alive(known, now)
 
     helped, learned = help_out(bare, model, memory, helps, cold=False)
-    prompt, live = read(helped)
+    prompt, known, live = read(helped)
     if not live and learned.head:
         helped, learned = help_out(bare, model, memory, helps, cold=True)
-        prompt, live = read(helped)
+        prompt, known, live = read(helped)
     terms = memory.terms(scope, model, ttl_allowed, now)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
     marks = {} if off else plan_marks(prompt, live, [one.seen() for one in related], terms)
-    dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in memory.known(prompt) if i not in live]
+    dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in known.items() if i not in live]
     last = related[-1].prompt if related else prompt
     agreed = prompt.shared(last)
     plan = Plan(
@@ -138,7 +139,7 @@ def draft(
         related=related,
         learned=learned,
         lapsed=max(dead, default=None),
-        parted=any(i >= agreed for i in memory.live(last, now)),
+        parted=agreed < len(last) and any(i >= agreed for i in alive(memory.known(last), now)),
         off=off,
     )
     body = with_marks(helped.body, {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()})
@@ -300,7 +301,7 @@ class CachePlanner:
         if not known.reports or not counts.prompt:
             memory.write(prompt, believed(plan, started_at, began_at))
         else:
-            stored = dict(memory.known(prompt))
+            stored = memory.known(prompt)
             hit = found(plan, counts, stored)
             self._judge_lifetimes(plan, hit, started_at)
             memory.write(prompt, settled(plan, counts, stored, hit, started_at, began_at))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -23,6 +24,7 @@ THOUGHTS = ("thinking", "redacted_thinking")
 MARKABLE = {"text", "image", "document", "tool_use", "tool_result", "search_result", "server_tool_use"}
 IMAGE_BYTES = 6_000  # what an image counts like, in bytes of text: about 1,500 tokens
 
+PART = itemgetter(0)  # of a place
 Entry = tuple[bytes, bytes]  # what the cache may hold: the seal of a part and the digest of a prefix that ends in it
 
 
@@ -74,6 +76,10 @@ class Prompt:
         """The cache entry a mark on block `i` reads or writes."""
         return self.seals[self.places[i].part], self.chain[i]
 
+    def entries(self) -> Iterator[Entry]:
+        """The cache entry of each block."""
+        return zip(map(self.seals.__getitem__, map(PART, self.places)), self.chain, strict=True)
+
     def shared(self, other: Prompt) -> int:
         """How many blocks, from the start, are the same in both; settings aside."""
         return bisect_left(range(min(len(self), len(other))), True, key=lambda i: self.chain[i] != other.chain[i])
@@ -89,9 +95,10 @@ def read_prompt(body: Mapping[str, Any], model: Model, scope: str, secret: bytes
     drop = old_thinking(body["messages"]) if model.strips_old_thinking else ()
     places, roles, markable, own, size = [], [], [], [], []
     total = 0
-    for place, role, block in blocks(body):
+    every = list(blocks(body))
+    for place, role, block in every:
         kind = block.get("type", "custom")
-        if place.part == "messages" and kind in THOUGHTS and place.message in drop:
+        if kind in THOUGHTS and place.message in drop:
             continue
         raw, weight = content_of(block)
         one = hashlib.blake2b(f"{place.part}\0{role}\0{kind}\0".encode() + raw, digest_size=DIGEST, key=secret).digest()
@@ -102,7 +109,7 @@ def read_prompt(body: Mapping[str, Any], model: Model, scope: str, secret: bytes
         own.append(one)
         size.append(total)
     payer = hmac.digest(secret, scope.encode(), "sha256")[:DIGEST]
-    settings = settings_of(body, model)
+    settings = settings_of(body, model, [block for place, _, block in every if place.part == "messages"])
     return Prompt(
         payer=payer,
         model=model.id,
@@ -181,9 +188,11 @@ def old_thinking(messages: list[dict[str, Any]]) -> range:
     return range(next(ordinary, 0))
 
 
-def settings_of(body: Mapping[str, Any], model: Model) -> dict[str, dict[str, str]]:
-    """The settings that count in each part besides its content. A default that is named counts as one left out."""
-    every = [block for place, _, block in blocks(body) if place.part == "messages"]
+def settings_of(
+    body: Mapping[str, Any], model: Model, every: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """The settings that count in each part besides its content, of a body with these blocks in its messages. A default
+    that is named counts as one left out."""
     inner = [part for block in every if isinstance(block.get("content"), list) for part in block["content"]]
     cites = any(cites_sources(block) for block in every)
     images = any(isinstance(block, dict) and block.get("type") == "image" for block in (*every, *inner))

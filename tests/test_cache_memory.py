@@ -7,7 +7,7 @@ import pytest
 from cache_bench import MODELS, SECRET, Bench
 from chats import Chat
 
-from server.cache_memory import CacheMemory, Journal, Kept, Scope, packed, unpacked
+from server.cache_memory import CacheMemory, Journal, Kept, Scope, alive, packed, unpacked
 from server.prefix import read_prompt
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window
@@ -177,7 +177,7 @@ def test_of_two_requests_that_overlapped_the_longer_life_counts():
     prompt = read_prompt(Chat(seed=2).ask(), MODEL, "s", SECRET)
     memory.write(prompt, {3: Kept("5m", 400.0, 100.0)})
     memory.write(prompt, {3: Kept("5m", 350.0, 51.0)})
-    assert memory.live(prompt, 390.0).keys() == {3}
+    assert alive(memory.known(prompt), 390.0).keys() == {3}
 
 
 def test_tokens_per_byte_are_learned_from_usage():
