@@ -131,6 +131,8 @@ class Models:
         Other providers put their own name before the model's, Bedrock a region and a version around it, Vertex an @
         before the date; front ends write `-latest`, `[1m]` or a variant after a colon.
         """
+        if found := self._by_name.get(name):
+            return found
         return next((found for spelling in spellings(name) if (found := self._by_name.get(spelling))), None)
 
     def like(self, name: str) -> Model:
