@@ -172,8 +172,8 @@ def help_out(
                 f"Left out the oldest {plural(cut, 'message')} at once, so that the rest can stay cached for a while."
             )
             request = request.noted("cache_steady_window", detail, body=body)
-    if helps.cache_late_lore and request.body.get("system"):
-        lines = late_lore.Lines.of(request.body["system"], memory.secret)
+    if helps.cache_late_lore:
+        lines = late_lore.Lines.of(request.body, memory.secret)
         heads = list(memory.heads.items())
         told = frozenset(story.digests)
         at = late_lore.choose_head(lines, told, [head for _, head in heads])
@@ -182,9 +182,7 @@ def help_out(
         learned = replace(learned, head=(number, head))
         body, moved = late_lore.late_lore(request.body, lines, head, model)
         if moved:
-            detail = (
-                f"Moved {plural(moved, 'changing line')} of the system prompt behind the story, which stays cached so."
-            )
+            detail = f"Moved {plural(moved, 'changing line')} in front behind the story, which stays cached so."
             request = request.noted("cache_late_lore", detail, body=body)
     return request, learned
 

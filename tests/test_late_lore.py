@@ -24,7 +24,7 @@ def body(*blocks, messages=MESSAGES):
 
 
 def lines_of(*blocks):
-    return Lines.of(body(*blocks)["system"], SECRET)
+    return Lines.of(body(*blocks), SECRET)
 
 
 def head_of(*blocks):
@@ -37,7 +37,7 @@ def moved(head, *blocks, model=MODEL, messages=MESSAGES):
 
 def test_what_was_there_from_the_start_stays_untouched():
     whole = body("You are Ada.\nBe kind.", "The inn is old.")
-    lines = Lines.of(whole["system"], SECRET)
+    lines = Lines.of(whole, SECRET)
     assert late_lore.late_lore(whole, lines, after(None, lines, frozenset(), cold=False), MODEL) == (whole, 0)
 
 
@@ -120,10 +120,30 @@ def test_another_card_is_another_head_unless_the_story_is_the_same():
 def test_blocks_that_are_more_than_text_stay_where_they_are():
     special = {"type": "text", "text": "Cited.", "citations": None}
     system = [special, {"type": "text", "text": "Plain."}]
-    lines = Lines.of(system, SECRET)
-    head = Head((), {})
-    changed, _ = late_lore.late_lore({"system": system, "messages": MESSAGES}, lines, head, MODEL)
+    asked = {"system": system, "messages": MESSAGES}
+    changed, _ = late_lore.late_lore(asked, Lines.of(asked, SECRET), Head((), {}), MODEL)
     assert changed["system"] == [special]
+
+
+def first_message(*texts):
+    content = [{"type": "text", "text": text} for text in texts]
+    return {"messages": [{"role": "user", "content": content}, *MESSAGES[1:]]}
+
+
+def test_without_system_the_prompts_of_the_first_message_are_looked_after():
+    start = Lines.of(first_message("You are Ada.", "Be kind.", "[Start]"), SECRET)
+    head = after(None, start, frozenset(), cold=False)
+    asked = first_message("You are Ada.", "The inn.", "Be kind.", "[Start]", "I come in.")
+    changed, count = late_lore.late_lore(asked, Lines.of(asked, SECRET), head, MODEL)
+    front = [block["text"] for block in changed["messages"][0]["content"]]
+    assert count == 1
+    assert front == ["You are Ada.", "Be kind.", "[Start]", "I come in."], "what the player said stays in its place"
+    assert changed["messages"][2]["content"][0]["text"] == "The inn."
+
+
+def test_paragraphs_stay_paragraphs():
+    changed, _ = moved(head_of("You are Ada."), "You are Ada.", "The inn is old.\n\nIt has two rooms.")
+    assert changed["messages"][2]["content"][0]["text"] == "The inn is old.\n\nIt has two rooms."
 
 
 some_lines = st.lists(

@@ -1,7 +1,8 @@
-"""Step (opt-in, `cache_late_lore`): changing lines of `system` stand behind the stable part of the prompt.
+"""Step (opt-in, `cache_late_lore`): changing lines of the prompts in front stand behind the stable part.
 
-World Info and macros change lines in front of the whole story, and the prompt cache is lost from there on. So lines that
-came, went or changed leave `system` and are sent just before the player's last message. Their order changes, not a word.
+World Info and macros change lines in front of the whole story, and the prompt cache is lost from there on. So lines
+that came, went or changed leave the front and are sent just before the player's last message. Their order changes, not
+a word.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from server.rewrite.content import Block, Message, as_blocks, text_block
 
 SETTLED = 8  # requests in a row that had a line, until it may stand in front (again)
 SETTLED_AGAIN = 16  # for a line that left once
-MOST = 0.6  # of `system` may have changed for it to be the same one by its lines alone
+MOST = 0.6  # of the prompts may have changed for it to be the same one by its lines alone
 SAME_STORY = 0.3  # of the messages were there before: then it is the same one, though another character speaks
 
 
 @dataclass(frozen=True)
 class Head:
-    """The stable lines of a chat's `system`, as digests, in order. Of every line lately seen in it: in how many requests
-    in a row, and whether it ever left. And the chat's messages as they were last."""
+    """The stable lines of a chat's prompts, as digests, in order. Of every line lately seen in it: in how many
+    requests in a row, and whether it ever left. And the chat's messages as they were last."""
 
     stable: tuple[str, ...]
     streaks: Mapping[str, int]
@@ -37,27 +38,32 @@ class Head:
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of a `system`: for each its block, its text and its digest. Blocks that are more than text have none."""
+    """The lines of the prompts in front: for each its block, its text and its digest; none of blocks that are more than
+    text. Where `system` is not used, the prompts are the first message, up to the last line known to be stable."""
 
     blocks: Sequence[Block]
     rows: tuple[tuple[int, str, str], ...]
+    in_message: bool = False
 
     @classmethod
-    def of(cls, system: str | list[Block] | None, secret: bytes) -> Lines:
-        blocks = as_blocks(system)
+    def of(cls, body: Mapping[str, Any], secret: bytes) -> Lines:
+        blocks, in_message = as_blocks(body.get("system")), False
+        if not blocks and len(body["messages"]) > 1 and body["messages"][0]["role"] == "user":
+            blocks, in_message = as_blocks(body["messages"][0]["content"]), True
         texts = [(i, line) for i, block in enumerate(blocks) if is_plain(block) for line in block["text"].split("\n")]
-        return cls(blocks, tuple((i, line, digest(line, secret)) for i, line in texts))
+        return cls(blocks, tuple((i, line, digest(line, secret)) for i, line in texts), in_message)
 
     @property
     def digests(self) -> list[str]:
         return [one for _, _, one in self.rows]
 
     def moved(self, stable: Sequence[str]) -> set[int]:
-        """The rows that are not among the stable ones, in their order; blank lines are nobody's lore."""
+        """The rows that are not among the stable ones, in their order."""
         kept: set[int] = set()
         for block in SequenceMatcher(None, stable, self.digests, autojunk=False).get_matching_blocks():
             kept.update(range(block.b, block.b + block.size))
-        return set(range(len(self.rows))) - kept
+        end = max(kept, default=-1) if self.in_message else len(self.rows)
+        return set(range(end)) - kept
 
     def share(self, rows: set[int]) -> float:
         total = sum(len(line) for _, line, _ in self.rows)
@@ -84,8 +90,8 @@ def choose_head(lines: Lines, story: frozenset[str], heads: Sequence[Head]) -> i
 
 
 def after(head: Head | None, lines: Lines, story: frozenset[str], cold: bool) -> Head:
-    """The head as it is for a request with these lines. It changes where a stable line left and, since the cache is lost
-    then, or when it is cold anyway, takes in the lines that have settled."""
+    """The head as it is for a request with these lines. It changes where a stable line left; and since the cache is
+    lost then, or when it is cold anyway, it takes in the lines that have settled."""
     present = lines.digests
     if head is None:
         return Head(tuple(present), dict.fromkeys(present, 1), story=story)
@@ -103,30 +109,32 @@ def after(head: Head | None, lines: Lines, story: frozenset[str], cold: bool) ->
 def late_lore(body: Mapping[str, Any], lines: Lines, head: Head, model: Model) -> tuple[dict[str, Any], int]:
     """The body with the lines that are not in the head moved behind the story; and how many they were."""
     moved = lines.moved(head.stable)
-    text = "\n".join(line for row, (_, line, _) in enumerate(lines.rows) if row in moved and line.strip())
-    if not text:
+    text = "\n".join(lines.rows[row][1] for row in sorted(moved)).strip("\n")
+    if not text.strip():
         return dict(body), 0
-    system: list[Block] = []
+    front: list[Block] = []
     for i, block in enumerate(lines.blocks):
         mine = [(row, line) for row, (of, line, _) in enumerate(lines.rows) if of == i]
         kept = [line for row, line in mine if row not in moved]
         if len(kept) == len(mine):
-            system.append(block)
+            front.append(block)
         elif "".join(kept).strip():
-            system.append(text_block("\n".join(kept)))
-    changed = dict(body)
-    if system:
-        changed["system"] = system
+            front.append(text_block("\n".join(kept)))
+    changed, messages = dict(body), body["messages"]
+    if lines.in_message:
+        messages = [{**messages[0], "content": front}, *messages[1:]]
+    elif front:
+        changed["system"] = front
     else:
         del changed["system"]
-    changed["messages"] = with_late(body["messages"], text, model)
+    changed["messages"] = with_late(messages, text, model)
     return changed, sum(1 for row in moved if lines.rows[row][1].strip())
 
 
 def with_late(messages: list[Message], text: str, model: Model) -> list[Message]:
     """The messages with the text just before the last user message; as a `system` message where the model takes one.
 
-    That one must follow a user's turn and end the list (Anthropic docs, 2026-08). Results of tools stand first in theirs.
+    That must follow a user's turn and end the list (Anthropic docs, 2026-08). Results of tools stand first in theirs.
     """
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     if last < 0:

@@ -61,7 +61,7 @@ class Story:
         return at == 0 or self.messages[at] != self.messages[at - 1]
 
     def cut_at(self, most: float) -> int:
-        """The block at which to cut so that the bytes before it are about `most`: a user's message; -1 if there is none."""
+        """The block at which to cut so that about `most` bytes go: a user's message begins there; -1 if none does."""
         passed = 0
         for at, size in enumerate(self.sizes):
             if passed >= most and self.begins_message(at) and self.roles[self.messages[at]] == "user":
