@@ -235,7 +235,7 @@ class CacheMemory:
                 sets = {key: frozenset(value[key]) for key in ("left", "story")}
                 self.heads[int(what)] = Head(tuple(value["stable"]), value["streaks"], **sets)
             elif kind == "window":
-                lists = {key: tuple(value[key]) for key in ("blocks", "begins")}
+                lists = {key: tuple(value[key]) for key in ("blocks", "begins", "prompts")}
                 self.windows[int(what)] = Window(**{**value, **lists})
 
     def close(self) -> None:

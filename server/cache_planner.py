@@ -159,7 +159,7 @@ def help_out(
         return request, learned
     if model.binds_thinking and any(kind in THOUGHTS for kind in kinds_in(request.body)):
         return request, learned  # such blocks are bound to everything before them
-    story = steady_window.Story.of(request.body["messages"], memory.secret)
+    story = steady_window.Story.of(request.body, memory.secret)
     if helps.cache_steady_window:
         known = list(memory.windows.items())
         at = steady_window.choose_window(story, [window for _, window in known])
@@ -231,7 +231,7 @@ class CachePlanner:
             for other in self._waiting:
                 if other.prompt.seals == plan.prompt.seals and other.marks:
                     shared = min(plan.prompt.shared(other.prompt), max(other.marks) + 1)
-                    object.__setattr__(plan, "waited_for", max(plan.waited_for, shared))
+                    plan = replace(plan, waited_for=max(plan.waited_for, shared))
             if not plan.off:
                 self._waiting.append(plan)
             return planned, plan

@@ -104,6 +104,21 @@ def test_marks_never_break_a_rule_and_nothing_but_marks_is_changed(asked, ttl_al
             assert bare(as_lists(sent)) == bare(as_lists(again))
 
 
+@settings(max_examples=120, deadline=None)
+@given(st.lists(bodies(), min_size=2, max_size=5))
+def test_with_the_helps_no_request_is_refused_that_was_fine_before(asked):
+    bench, at = Bench(helps=BOTH), 0.0
+    for body in asked:
+        for again in (body, grown(body)):
+            at += 60.0
+            again = {**bare(again), "model": "claude-opus-5"}
+            bench.ask(again, at)
+            assert bench.plan_ is not None
+            if refusal(again, HEADERS, bench.plan_.model, "api_key", 0.0) is None:
+                assert refusal(bench.sent.body, HEADERS, bench.plan_.model, "api_key", 0.0) is None
+            assert bench.sent.body["messages"][-1]["role"] in ("user", "system")
+
+
 def grown(body):
     more = [{"role": "assistant", "content": "So it was. " * 100}, {"role": "user", "content": "And then? " * 100}]
     return {**body, "messages": [*body["messages"], *more]}

@@ -17,17 +17,21 @@ def messages(first, last):
     ]
 
 
+def story(told):
+    return Story.of({"system": "You are Ada.", "messages": told}, SECRET)
+
+
 def follow(*spans):
     """The window after requests that held messages from … to …"""
     window = None
     for first, last in spans:
-        window = after(window, Story.of(messages(first, last), SECRET), 0)
+        window = after(window, story(messages(first, last)), 0)
     return window
 
 
 def sent(window, first, last):
     told = messages(first, last)
-    changed, cut = steady_window({"messages": told}, Story.of(told, SECRET), window)
+    changed, cut = steady_window({"messages": told}, story(told), window)
     return int(changed["messages"][0]["content"].split()[1]), cut
 
 
@@ -62,7 +66,7 @@ def test_the_beginning_is_held_until_the_front_ends_window_passes_it():
 
 
 def test_a_note_that_came_near_the_top_is_no_slide():
-    one, other = Story.of(messages(0, 20), SECRET), Story.of([*messages(90, 91), *messages(0, 20)], SECRET)
+    one, other = story(messages(0, 20)), story([*messages(90, 91), *messages(0, 20)])
     assert not slid(one.digests, other.digests)
     assert slid(other.digests, one.digests)
     window = after(after(Window(one.digests), other, 0), one, 0)
@@ -75,13 +79,13 @@ def test_a_short_story_is_not_cut():
 
 def test_two_chats_are_told_apart():
     windows = [follow((0, 20)), follow((100, 120))]
-    assert choose_window(Story.of(messages(100, 122), SECRET), windows) == 1
-    assert choose_window(Story.of(messages(200, 222), SECRET), windows) == -1
+    assert choose_window(story(messages(100, 122)), windows) == 1
+    assert choose_window(story(messages(200, 222)), windows) == -1
 
 
-def full_chat(bench, turns=30):
+def full_chat(bench, turns=30, **shape):
     """A chat in a full window; how many messages went up, and how often its beginning changed."""
-    chat, counts, firsts = Chat(seed=1, earlier=60, limit=20_000), [], []
+    chat, counts, firsts = Chat(seed=1, earlier=60, limit=20_000, **shape), [], []
     for turn in range(turns):
         chat.say()
         asked = chat.ask()
@@ -104,6 +108,16 @@ def test_in_a_full_chat_the_beginning_changes_rarely_and_little_is_lost():
     assert held < 8
     assert 0.75 < sum(counts) / len(counts) < 0.95
     assert helped.cost < 0.7 * plain.cost
+
+
+def test_it_works_where_the_prompts_stand_in_the_first_message():
+    plain, helped = Bench(), Bench(helps=STEADY)
+    full_chat(plain, system=False)
+    _, held = full_chat(helped, system=False)
+    assert held < 8
+    assert helped.cost < 0.75 * plain.cost
+    first = bare_text(helped.sent.body["messages"][0])
+    assert first[-1] == "[Start a new Chat]"
 
 
 def test_it_is_named_with_what_it_left_out():

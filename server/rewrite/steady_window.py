@@ -23,31 +23,41 @@ STOOD = 3  # requests in which the first block stood: then its going is no note'
 @dataclass(frozen=True)
 class Window:
     """What is known of a chat's window: its blocks as last sent by the front end, as digests; in how many requests the
-    first one stood; how often it slid; and the two blocks the story now begins with, if it was cut."""
+    first one stood; how often it slid; and the two blocks the story now begins with, if it was cut. `prompts`: what
+    never changed in the first message, on front ends that put their prompts there."""
 
     blocks: tuple[str, ...]
     stood: int = 1
     slid: int = 0
     begins: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Story:
-    """The blocks of the messages: digest, bytes, and the message each stands in."""
+    """The blocks of the messages: digest, bytes, and the message each stands in. Where `system` is not used, the first
+    message holds the `prompts`, and the story begins behind it."""
 
     digests: tuple[str, ...]
     sizes: tuple[int, ...]
     messages: tuple[int, ...]
     roles: tuple[str, ...]  # of each message
+    prompts: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, messages: Sequence[Message], secret: bytes) -> Story:
+    def of(cls, body: Mapping[str, Any], secret: bytes) -> Story:
+        messages: list[Message] = body["messages"]
         rows = [(i, orjson.dumps([m["role"], b])) for i, m in enumerate(messages) for b in as_blocks(m.get("content"))]
+        digests = [hashlib.blake2b(raw, digest_size=8, key=secret).hexdigest() for _, raw in rows]
+        front = 0
+        if not body.get("system") and messages[0]["role"] == "user":
+            front = sum(i == 0 for i, _ in rows)
         return cls(
-            tuple(hashlib.blake2b(raw, digest_size=8, key=secret).hexdigest() for _, raw in rows),
-            tuple(len(raw) for _, raw in rows),
-            tuple(i for i, _ in rows),
+            tuple(digests[front:]),
+            tuple(len(raw) for _, raw in rows[front:]),
+            tuple(i for i, _ in rows[front:]),
             tuple(m["role"] for m in messages),
+            tuple(digests[:front]),
         )
 
     def starts(self, blocks: Sequence[str]) -> int:
@@ -88,7 +98,7 @@ def slid(before: Sequence[object], now: Sequence[object]) -> bool:
 def after(window: Window | None, story: Story, head_bytes: int) -> Window:
     """The window as it is for a request with this story; a side request with another story leaves it as it was."""
     if window is None:
-        return Window(story.digests)
+        return Window(story.digests, prompts=story.prompts)
     same = story.digests[:1] == window.blocks[:1]
     moved = not same and slid(window.blocks, story.digests)
     known = Window(
@@ -96,6 +106,7 @@ def after(window: Window | None, story: Story, head_bytes: int) -> Window:
         window.stood + 1 if same else 1,
         window.slid + moved,
         window.begins if story.starts(window.begins) >= 0 else (),
+        tuple(one for one in window.prompts if one in story.prompts),
     )
     full = moved and (known.slid >= 2 or window.stood >= STOOD)
     if known.begins or not (full or (window.begins and moved)):
@@ -107,6 +118,12 @@ def after(window: Window | None, story: Story, head_bytes: int) -> Window:
 def steady_window(body: Mapping[str, Any], story: Story, window: Window) -> tuple[dict[str, Any], int]:
     """The body from the message on at which the window was cut; and how many messages were left out."""
     first = story.starts(window.begins) if window.begins else 0
-    if first <= 0:
+    behind = 1 if story.prompts else 0
+    if first <= behind:
         return dict(body), 0
-    return {**body, "messages": body["messages"][first:]}, first
+    messages = body["messages"][first:]
+    if story.prompts:  # without the player's words that stand behind them until they, too, slide out
+        end = max((i + 1 for i, one in enumerate(story.prompts) if one in window.prompts), default=0)
+        messages = [{**body["messages"][0], "content": as_blocks(body["messages"][0]["content"])[:end]}, *messages]
+        messages = messages if end else messages[1:]
+    return {**body, "messages": messages}, first - behind
