@@ -98,8 +98,8 @@ class Lessons:
 class Live:
     """The table of models with the live list laid over it, once somebody has read it."""
 
-    def __init__(self, models: Models) -> None:
-        self._table = models
+    def __init__(self, models: Models, *, clock: Callable[[], float] = time.time) -> None:
+        self._table, self._clock = models, clock
         self.models = models
 
     def saw(self, items: Iterable[Any]) -> None:
@@ -108,19 +108,18 @@ class Live:
         for item in items:
             name = item.get("id") if isinstance(item, Mapping) else None
             if isinstance(name, str) and "claude" in name.lower():
-                row = laid_over(self._table, name, item)
+                row = laid_over(self._table, name, item, self._clock())
                 rows[row.id] = row
         self.models = Models(rows.values(), version=self._table.version)
 
 
-def laid_over(table: Models, name: str, item: Mapping[str, Any]) -> Model:
-    """The row of a model in the live list. One that is alive there is not gone, whatever the table's dates say."""
+def laid_over(table: Models, name: str, item: Mapping[str, Any], now: float) -> Model:
+    """The row of a model in the live list. One that is alive there is not gone, whatever date was set for that."""
     found = table.find(name)
     if found is None or name not in (found.id, *found.aliases):
         like = table.like(name)
         found = replace(like, id=name, aliases=(), known=False, retired=None, retires=None, successor="")
         found = replace(found, released=day(item.get("created_at")) or like.released)
     row = overlay(found, item)
-    if item.get("lifecycle") in ("active", "deprecated"):
-        row = replace(row, retired=None, retires=day(item.get("retires_at")) or row.retires)
-    return row
+    alive = item.get("lifecycle") in ("active", "deprecated")
+    return replace(row, retired=None, retires=None) if alive and row.gone(now) else row

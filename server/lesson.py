@@ -55,7 +55,8 @@ NOTHING_TO_LEARN = (
     *("organization has been disabled", "content filtering", "subscription access", "oauth authentication"),
 )
 REFUSES = re.compile(
-    r"not (?:be )?(?:\w+ )?(?:supported|permitted|allowed|available|valid|accepted|recognized|combined|used|set)"
+    r"not (?:be )?(?:\w+ )?(?:supported|permitted|allowed|available|valid|accepted|recognized|combined|used|set|enabled"
+    r"|compatible)"
     r"|unsupported|unexpected|unknown|unrecognized|deprecated|extra input|no longer|cannot|can't|may only|may not"
     r"|invalid|must|should|removed|does not (?:support|accept|match|take|allow)|doesn't (?:support|accept)|range|refuse"
     r"|unavailable|instead of|at most|at least|too many|too long|maximum|only (?:support|accept|take|allow)"

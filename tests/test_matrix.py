@@ -72,7 +72,7 @@ def test_no_shape_is_refused_when_its_tokens_are_counted():
 def test_retired_models_are_named_with_their_successor_or_replaced_by_it():
     for model in (model for model in MODELS.all if model.gone(NOW)):
         request = asked(SHAPES["plain 0"], model.id)
-        with pytest.raises(ProxyError, match="was retired.*Choose Claude") as caught:
+        with pytest.raises(ProxyError, match=r"was retired.*Choose Claude") as caught:
             rewrite(request, context())
         assert caught.value.status == 404
         sent = rewrite(request, context(replace_retired_models=True))
@@ -268,7 +268,7 @@ def stricter(rules):
 
 
 def on_the_road(request, answer, known):
-    """A request with as many tries as it learns from, as the road does it. Returns what was sent last and the answer."""
+    """A request with as many tries as it learns from, as the road does it: what was sent last, the answer, the lessons."""
     learned = {}
     while True:
         sent = rewrite(
@@ -380,7 +380,7 @@ def test_one_request_may_teach_several_rules():
     answer, spoken = stricter(rules)
     body = {**SHAPES["prefill"], "temperature": 0.5, "top_p": 0.9, "stop_sequences": ["User:"]}
     request = asked(body, "claude-opus-4-5", betas="effort-2025-11-24")
-    sent, words, learned = on_the_road(request, answer, {})
+    _, words, learned = on_the_road(request, answer, {})
     assert words is None
     assert spoken == dict.fromkeys(rules, 1)
     details = {one.rule: one.change("Claude").detail for one in learned.values()}

@@ -16,13 +16,14 @@ def changed(context=None, **body):
 
 def test_what_the_api_knows_passes_as_it_is():
     request = asked(
-        **{
-            "system": [text("Be kind.", citations=None)],
-            "stop_sequences": [],
-            "metadata": {"user_id": "x"},
-            "stream": True,
-        },
-        **{"output_config": {"effort": "low"}, "service_tier": "auto", "cache_control": None, "container": None},
+        system=[text("Be kind.", citations=None)],
+        stop_sequences=[],
+        metadata={"user_id": "x"},
+        stream=True,
+        output_config={"effort": "low"},
+        service_tier="auto",
+        cache_control=None,
+        container=None,
     )
     assert fit_fields(request, knowing()) is request
 

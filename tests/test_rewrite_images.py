@@ -127,7 +127,7 @@ def test_kind_and_size_are_read_from_the_first_bytes(form):
     raw = base64.b64decode(picture(form, (321, 123)))
     assert kind_of(raw) == form
     assert size_of(raw, form) == (321, 123)
-    for cut in range(0, 30):
+    for cut in range(30):
         assert min(size_of(raw[:cut], form)) >= 0
 
 

@@ -3,7 +3,7 @@ import pytest
 from server.lesson import Lesson
 from server.rewrite.marks import fit_marks
 from tests.shapes import marked
-from tests.steps import HELLO, assistant, asked, knowing, text, user
+from tests.steps import HELLO, asked, assistant, knowing, text, user
 
 MARK = {"type": "ephemeral"}
 

@@ -1,6 +1,6 @@
 from server.presets import Persona
 from server.rewrite.persona import add_persona
-from tests.steps import HELLO, assistant, asked, knowing, text, user
+from tests.steps import HELLO, asked, assistant, knowing, text, user
 
 MAREN = Persona(
     "maren",

@@ -2,7 +2,7 @@ import pytest
 
 from server.rewrite.prefill import fit_prefill, is_opening
 from tests.shapes import LONG_REPLY
-from tests.steps import HELLO, assistant, asked, details, knowing, user
+from tests.steps import HELLO, asked, assistant, details, knowing
 
 
 def sent(last, model="claude-opus-4-6", **body):

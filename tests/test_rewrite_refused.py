@@ -15,11 +15,9 @@ def test_fields_refused_before_are_left_out_wherever_they_stand():
         field("thinking.display"),
     ]
     request = asked(
-        **{
-            "service_tier": "auto",
-            "tools": [{"name": "a", "strict": True}, {"name": "b"}],
-            "thinking": {"type": "adaptive", "display": "omitted"},
-        },
+        service_tier="auto",
+        tools=[{"name": "a", "strict": True}, {"name": "b"}],
+        thinking={"type": "adaptive", "display": "omitted"},
         messages=[HELLO, user(text("Hi", citations=[]), text("Ho"))],
     )
     sent = leave_out_refused(request, knowing(lessons=lessons))
@@ -30,7 +28,8 @@ def test_fields_refused_before_are_left_out_wherever_they_stand():
         ).body
     )
     assert details(sent) == [
-        "Left out service_tier, tools.strict, messages.content.citations, thinking.display: claude-opus-4-6 refused it before."
+        "Left out service_tier, tools.strict, messages.content.citations, thinking.display: "
+        "claude-opus-4-6 refused it before."
     ]
 
 

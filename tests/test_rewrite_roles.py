@@ -1,6 +1,6 @@
 from server.lesson import Lesson
 from server.rewrite.roles import fit_roles
-from tests.steps import HELLO, assistant, asked, knowing, text, user
+from tests.steps import HELLO, asked, assistant, knowing, text, user
 
 NOTE = {"role": "system", "content": "It rains."}
 MARKED = user("[System note: It rains.]")

@@ -1,7 +1,7 @@
 import pytest
 
 from server.rewrite.texts import fit_texts
-from tests.steps import HELLO, assistant, asked, knowing, text, user
+from tests.steps import HELLO, asked, assistant, knowing, text, user
 
 
 def test_blank_texts_and_messages_go_and_the_rest_stays():

@@ -2,7 +2,7 @@ import pytest
 
 from server.lesson import Lesson
 from server.rewrite.thinking import BUDGETS, effort_for, fit_thinking, nearest
-from tests.steps import HELLO, assistant, asked, details, knowing, user
+from tests.steps import HELLO, asked, assistant, details, knowing, user
 
 CALL = {"type": "tool_use", "id": "a", "name": "x", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "y"}

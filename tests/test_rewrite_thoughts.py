@@ -1,7 +1,7 @@
 from server.lesson import Lesson
 from server.request import Change
 from server.rewrite.thoughts import fit_thoughts
-from tests.steps import HELLO, assistant, asked, details, knowing, user
+from tests.steps import HELLO, asked, assistant, details, knowing, user
 
 THOUGHT = {"type": "thinking", "thinking": "Hm.", "signature": "abc"}
 HIDDEN = {"type": "redacted_thinking", "data": "xyz"}

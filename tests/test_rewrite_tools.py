@@ -2,7 +2,7 @@ import pytest
 
 from server.lesson import Lesson
 from server.rewrite.tools import fit_tools
-from tests.steps import HELLO, assistant, asked, details, knowing, text, user
+from tests.steps import HELLO, asked, assistant, details, knowing, text, user
 
 SCHEMA = {"type": "object", "properties": {}}
 TOOL = {"name": "look_up", "input_schema": SCHEMA}

@@ -54,9 +54,7 @@ def place_system(messages: list[Message], *, allowed: bool) -> list[Message]:
     for i in range(len(messages) - 1, -1, -1):
         message = messages[i]
         blocks = as_blocks(message.get("content"))
-        if message["role"] != "system":
-            new.append(message)
-        elif (
+        if message["role"] != "system" or (
             allowed
             and all(block.get("type") == "text" for block in blocks)
             and following in ("assistant", "system")
