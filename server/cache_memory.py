@@ -260,7 +260,8 @@ class Journal:
         self._path, self._now = path, now
         self._writer = ThreadPoolExecutor(1, "cache-memory")
         self._db: sqlite3.Connection | None = None
-        self._broken = False
+        self._broken = False  # unreadable: left alone
+        self._failing = False  # said once in the log, until it works again
 
     def load(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
         """What was kept: entries, requests (oldest first), facts. Nothing, with a line in the log, if unreadable."""
@@ -372,8 +373,11 @@ class Journal:
             db.executemany("INSERT OR REPLACE INTO cache_facts VALUES (?, ?)", facts)
             db.execute("DELETE FROM cache_facts WHERE value = 'null'")
             db.execute("COMMIT")
+            self._failing = False
         except (sqlite3.Error, OSError) as error:
-            log.warning("What was learned of the prompt caches could not be kept: %s", error)
+            if not self._failing:
+                log.warning("What was learned of the prompt caches could not be kept: %s", error)
+            self._failing = True
             if self._db and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
