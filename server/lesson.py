@@ -95,6 +95,11 @@ def pictures(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     """A picture that cannot be read, or is too large: by its place if the words name one, else all of them."""
     if "image" not in words or "input tag" in words or not (found := images_named(message, sent)):
         return None
+    if most := re.search(r"too many images.*?> ?(\d+)|at most (\d+) images|maximum of (\d+) images", words):
+        number = next(group for group in most.groups() if group)
+        return Lesson("most_images", number, "so many pictures", f"left the oldest out, but for {number}")
+    if re.search(r"(?:does not|doesn't) (?:support|accept|take) image|images? (?:inputs? )?(?:is|are) not", words):
+        return Lesson("most_images", "0", "pictures", "put short notes in their place")
     pixels = re.search(r"(\d{3,5}) ?(?:pixels|px)", words)
     if pixels and not sent_with_limit(sent, int(pixels[1])):
         return Lesson("image_pixels", pixels[1], "so large a picture", f"shrank it to {pixels[1]} pixels")
@@ -184,13 +189,14 @@ def thinking_too_much(words: str, message: str, sent: ChatRequest) -> Lesson | N
 
 def effort(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     asked = (sent.body.get("output_config") or {}).get("effort")
-    if not isinstance(asked, str) or "effort" not in words or "thinking.type." in words:
+    if "effort" not in words or "thinking.type." in words or not REFUSES.search(words):
         return None
-    if "thinking" in words and re.search(r"disabled|off|between_tools", words):
-        return Lesson(f"off_effort {asked}", asked, f"effort {asked} without thinking", "asked for the next lower one")
-    listed = re.search(
-        r"(?:supported|allowed|valid|available|one of|should be|must be)[^:]*?:?\s(.*)", words.split(asked, 1)[-1]
-    )
+    named = next((level for level in EFFORTS if re.search(rf"\b{level}\b", words)), "")
+    if "thinking" in words and (level := asked or named) and re.search(r"disabled|\boff\b|between_tools", words):
+        return Lesson(f"off_effort {level}", level, f"effort {level} without thinking", "asked for another one")
+    if not isinstance(asked, str):
+        return None
+    listed = re.search(r"(?:supported|allowed|valid|available|one of|should be|must be)(.*)", words.split(asked, 1)[-1])
     levels = [level for level in EFFORTS if listed and re.search(rf"\b{level}\b", listed[1])]
     if levels and asked not in levels:
         return Lesson("efforts", " ".join(levels), f"effort {asked}", "asked for the nearest it takes")

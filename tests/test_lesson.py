@@ -244,6 +244,16 @@ def test_a_too_large_picture_is_shrunk_first_and_given_up_when_that_does_not_hel
     assert lesson(words, shrunk).rule.startswith("image ")
 
 
+def test_a_limit_on_the_number_of_pictures_is_understood():
+    request = asked(messages=[user(image(), image())])
+    for words, most in (
+        ("messages: too many images and documents: 105 + 0 > 100", "100"),
+        ("This model does not support images.", "0"),
+        ("Image inputs are not supported on this model", "0"),
+    ):
+        assert (lesson(words, request).rule, lesson(words, request).value) == ("most_images", most)
+
+
 def test_thinking_sent_back_goes_outside_tool_calls_first():
     words = (
         "messages.1.content.0: Invalid `signature` in `thinking` block. The block is bound to a different conversation."

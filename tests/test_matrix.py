@@ -1,6 +1,7 @@
 """Every model × every shape that front ends send × both versions of the API, before an upstream that is strict."""
 
 from collections import Counter
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -268,7 +269,7 @@ def stricter(rules):
 
 
 def on_the_road(request, answer, known):
-    """A request with as many tries as it learns from, as the road does it: what was sent last, the answer, the lessons."""
+    """A request with as many tries as it learns from, as on the road: what was sent last, the answer, the lessons."""
     learned = {}
     while True:
         sent = rewrite(
@@ -400,3 +401,50 @@ def test_a_refusal_that_nothing_can_mend_is_passed_on_after_one_try():
     assert words
     assert len(tries) == 1
     assert learned == {}
+
+
+def strange_models():
+    """Models that nobody knows, each with restrictions of its own."""
+    like = MODELS.newest("opus")
+    every = ("low", "medium", "high", "xhigh", "max")
+    yield replace(
+        like,
+        sampling="one",
+        prefill=True,
+        thinking=frozenset({"enabled", "disabled"}),
+        thinking_off="omit",
+        off_efforts=every,
+    )
+    yield replace(like, thinking=frozenset({"disabled"}), thinking_off="omit", efforts=(), default_effort="")
+    yield replace(like, thinking=frozenset({"adaptive", "disabled"}), thinking_off="disabled", off_efforts=("low",))
+    yield replace(
+        like, thinking=frozenset({"adaptive", "between_tools"}), thinking_off="between_tools", off_efforts=every
+    )
+    yield replace(like, efforts=("low", "medium"), default_effort="medium", off_efforts=(), system_messages=False)
+    yield replace(like, max_output=8_192, context=100_000, efforts=(), default_effort="", forced_tools=False)
+    yield replace(like, thinking=frozenset({"enabled"}), thinking_off="never", efforts=(), default_effort="")
+    yield replace(
+        like, system_messages=False, forced_tools=False, fast_factor=None, efforts=("high",), default_effort="high"
+    )
+
+
+@pytest.mark.parametrize("truth", [*strange_models()], ids=range(8))
+@pytest.mark.parametrize("name", ["claude-opus-6", "claude-sonnet-6-1", "claude-haiku-6", "claude-novella-1"])
+def test_a_model_nobody_knows_is_understood_from_its_refusals(name, truth):
+    truth = replace(truth, id=name)
+    known, refusals_met, failed = {}, Counter(), {}
+
+    def answer(sent):
+        headers = {"anthropic-version": sent.version, "anthropic-beta": ",".join(sent.betas)}
+        if found := refusal(sent.body, headers, truth, "api_key", NOW):
+            refusals_met[found.message] += 1
+            return found.message
+        return None
+
+    for shape, body in SHAPES.items():
+        _, words, learned = on_the_road(asked(body, name), answer, known)
+        if words:
+            failed[shape] = (words, list(learned))
+        known = with_lessons(known, name, (one for one in learned.values() if one.lasting))
+    assert failed == {}
+    assert sum(refusals_met.values()) <= 20, refusals_met  # over all shapes

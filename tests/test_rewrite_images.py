@@ -122,6 +122,17 @@ def test_what_claude_refused_before_becomes_a_note_or_is_shrunk():
     assert max(opened(smaller).size) == 150
 
 
+def test_of_too_many_the_oldest_become_notes():
+    few = Lesson("most_images", "1", "", "")
+    _, blocks = sent(image(), image(picture("GIF"), "image/gif"), lessons=[few])
+    assert blocks == [
+        text("[A picture stood here. It could not be sent: the model takes no more of them.]"),
+        image(picture("GIF"), "image/gif"),
+    ]
+    _, [note] = sent(image(), lessons=[Lesson("most_images", "0", "", "")])
+    assert note == text("[A picture stood here. It could not be sent: the model takes none.]")
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
 def test_kind_and_size_are_read_from_the_first_bytes(form):
     raw = base64.b64decode(picture(form, (321, 123)))

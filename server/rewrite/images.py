@@ -39,12 +39,18 @@ def fit_images(request: ChatRequest, context: Context) -> ChatRequest:
     refused = {digest for value in context.learned(request, "image") for digest in value.split()}
     pixels = [MOST_PIXELS_AMONG_MANY if count > MANY else MOST_PIXELS]
     pixels += [int(value) for value in context.learned(request, "image_pixels")]
+    too_many = count - min([count, *(int(value) for value in context.learned(request, "most_images"))])
     done: list[str] = []
+    seen = 0
 
     def change(block: Block) -> list[Block]:
+        nonlocal seen
         if block.get("type") != "image":
             return [block]
+        seen += 1
         try:
+            if seen <= too_many:
+                raise Hopeless("the model takes no more of them" if too_many < count else "the model takes none")
             if image_digest(block) in refused:
                 raise Hopeless("Claude refused it before")
             source, what = fitted(block.get("source"), min(pixels))

@@ -14,6 +14,7 @@ from server.rewrite.context import Context
 # How many tokens of thinking an effort stands for, where the one has to be said as the other.
 BUDGETS = {"low": 1_024, "medium": 4_096, "high": 10_000, "xhigh": 24_000, "max": 48_000}
 LEAST_BUDGET = 1_024  # the API's own
+LACKING = "Switched thinking off for this request: the tool call it answers was sent back without its thinking."
 OTHER_NAMES = {"min": "low", "minimal": "low", "minimum": "low", "none": "low", "mid": "medium", "maximum": "max"}
 
 
@@ -47,7 +48,8 @@ def fit_thinking(request: ChatRequest, context: Context) -> ChatRequest:
         new["output_config"] = new_config
     if new == request.body:
         return request
-    return request.noted("fit_thinking", told(given, wanted, settled, model), body=new)
+    detail = LACKING if lacking else told(given, wanted, settled, model)
+    return request.noted("fit_thinking", detail, body=new)
 
 
 def settle(asked: Mapping[str, Any] | None, wanted: Any, model: Model, betas: tuple[str, ...] = ()) -> Settled:
@@ -58,6 +60,8 @@ def settle(asked: Mapping[str, Any] | None, wanted: Any, model: Model, betas: tu
     kind = asked.get("type")
     if kind in THINKING_OFF:
         off = kind if kind in model.thinking else model.thinking_off
+        if model.efforts and not model.off_efforts:  # at none of its efforts
+            off = "never" if model.thinks_by_default else "omit"
         if off == "never":
             return Settled(None, model.efforts[0] if model.efforts else "")
         if off == "omit":
