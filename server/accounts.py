@@ -313,6 +313,16 @@ class Accounts:
         login = self._wallet.login(entry)
         return self._credential(entry, (await login.valid()).access_token if login else entry["api_key"])
 
+    async def fresh_if_ready(self, account_id: str) -> Credential | None:
+        """A valid credential of this very account; None when it is gone, resting or needs a new sign-in."""
+        account = next((a for a in self.all() if a.id == account_id), None)
+        if account is None or settle(account, self._clock()).state != "ready":
+            return None
+        try:
+            return await self.fresh(account_id)
+        except (InvalidGrant, Unavailable):
+            return None
+
     async def after_401(self, failed: Credential) -> Credential | None:
         """What to pay with instead of a credential the upstream refused; None: nothing of this account's.
 

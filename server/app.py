@@ -24,6 +24,7 @@ from server.clients import ClientKeys
 from server.config import TOP, Config
 from server.errors import ProxyError
 from server.files import private_folder
+from server.keepalive import Sleep
 from server.learned import Lessons, Live
 from server.models import Models
 from server.oauth import OAuthSettings
@@ -59,7 +60,7 @@ class Parts:
     first_key: str = ""
 
 
-def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) -> Parts:
+def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, sleep: Sleep = asyncio.sleep) -> Parts:
     """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
     data_dir = config.data_dir.expanduser()
     warnings = prepare_folder(data_dir)
@@ -94,9 +95,12 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
         personas,
         Options(**{field.name: getattr(config, field.name) for field in fields(Options)}),
         Helps(cache_late_lore=config.cache_late_lore, cache_steady_window=config.cache_steady_window),
+        receipts,
         base_url=base_url,
+        pings=config.cache_keepalive_pings,
         practice=practice.credential if practice else None,
         clock=clock,
+        sleep=sleep,
     )
     doors = Doors(config, keys, accounts, live, personas, receipts, upstream, relay, base_url, clock=clock)
 
@@ -131,6 +135,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time) 
         if not practice:
             upstream.warm(base_url)
         yield
+        await relay.close()
         await accounts.close()
         await upstream.close()
         journal.close()

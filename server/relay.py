@@ -9,15 +9,17 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from server.accounts import Accounts, Credential
 from server.attempt import Asked, Attempts, passed_back
 from server.cache_memory import Scope
 from server.cache_planner import CachePlanner, Helps, Plan
 from server.cache_why import tell
-from server.clients import Client
+from server.clients import OWNER, Client
 from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy, rests_until
+from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
 from server.lesson import images_of
 from server.presets import Persona, Personas
@@ -28,9 +30,11 @@ from server.rewrite import Context, Options, rewrite
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
 from server.upstream import UpstreamFailed
-from server.usage import Receipt
+from server.usage import Receipt, Receipts
 
 log = logging.getLogger(__name__)
+
+PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
 
 REST_SECONDS = 60.0  # for a 429 that does not say
 REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
@@ -64,10 +68,13 @@ class Relay:
         personas: Personas,
         options: Options,
         helps: Helps,
+        receipts: Receipts,
         *,
         base_url: str,
+        pings: int = 0,
         practice: Credential | None = None,
         clock: Callable[[], float] = time.time,
+        sleep: Sleep = asyncio.sleep,
         luck: Callable[[], float] = random.random,
     ) -> None:
         self._accounts, self._attempts, self._live, self._lessons = accounts, attempts, live, lessons
@@ -75,7 +82,15 @@ class Relay:
         self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
+        self._receipts, self._pings = receipts, pings
+        self._keep_alive = (
+            KeepAlive(planner, self._ping, clock=clock, sleep=sleep) if planner is not None and pings else None
+        )
         self._budget = Budget()
+
+    async def close(self) -> None:
+        if self._keep_alive is not None:
+            await self._keep_alive.close()
 
     async def exchange(self, asked: Asked) -> Reply:
         """The reply to one request, from its beginning on. Raises ProxyError."""
@@ -88,7 +103,7 @@ class Relay:
             sent, plan = await self._prepare(asked.request, credential, journey)
             self._note(asked.receipt, sent, credential, journey)
             try:
-                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, asked.receipt))
+                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked.receipt))
             except UpstreamFailed as error:
                 self._failed(plan)
                 if not error.unsent or not await self._wait(journey, {}):
@@ -151,7 +166,7 @@ class Relay:
         self._lessons.add(credential.base_url, sent.model, learned)
         return True
 
-    def _begun(self, plan: Plan | None, receipt: Receipt) -> Callable[[Meter], None]:
+    def _begun(self, plan: Plan | None, sent: ChatRequest, receipt: Receipt) -> Callable[[Meter], None]:
         """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""
         started = self._clock()
 
@@ -159,8 +174,32 @@ class Relay:
             if self._planner is not None:
                 self._planner.began(plan, meter.usage, started, self._clock())
                 receipt.cache = tell(plan, meter.usage, meter.diagnostics)
+            if self._keep_alive is not None:
+                self._keep_alive.watch(plan, sent, self._pings)
 
         return begun
+
+    async def _ping(self, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
+        """Send a keep-alive ping with the account that holds the cache; its `usage`, or None when it may not be sent.
+
+        A guest's key pays for its own requests alone, and a resting account for none.
+        """
+        receipt = Receipt(at=self._clock(), model=warm.model, changes=(PING_CHANGE,))
+        try:
+            credential = self._practice or await self._accounts.fresh_if_ready(plan.scope.credential)
+            if credential is None:
+                return None
+            receipt.account = self._payer(credential)
+            asked = Asked(OWNER, warm, {}, "/v1/messages", receipt)
+            outcome = await self._attempts.make(asked, warm, credential, lambda meter: None)
+        except ProxyError as error:
+            receipt.status, receipt.ended = error.status, "error"
+            return None
+        else:
+            receipt.status = outcome.status
+            return receipt.usage if isinstance(outcome, Reply) else None
+        finally:
+            self._receipts.add(receipt)
 
     def _failed(self, plan: Plan | None) -> None:
         if self._planner is not None:

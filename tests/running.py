@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from yarl import URL
 from server.app import Parts, build
 from server.config import Config
 from server.front import Runner
+from server.keepalive import Sleep
 from server.serve import listen
 from tests.fakes import ASK, KEY
 
@@ -68,14 +70,16 @@ class Answer:
 
 
 @asynccontextmanager
-async def running(data_dir: Path, api_base_url: str, **settings: Any) -> AsyncIterator[Proxy]:
+async def running(
+    data_dir: Path, api_base_url: str, *, sleep: Sleep = asyncio.sleep, **settings: Any
+) -> AsyncIterator[Proxy]:
     """The program with these settings; nothing of the person's own home is looked at."""
     home = data_dir / "home"
     settings = {"claude_config_dir": str(home / "claude"), "auto_open_browser": False, **settings}
     config = Config(data_dir=data_dir / "data", api_base_url=api_base_url, **settings)
     sockets = listen(config.host, 0)
     port = sockets[0].getsockname()[1]
-    parts = build(config, port)
+    parts = build(config, port, sleep=sleep)
     runner = Runner(parts.app, shutdown_timeout=1.0)
     await runner.setup()
     for made in sockets:

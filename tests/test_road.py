@@ -489,6 +489,40 @@ async def test_the_planner_marks_a_long_chat_and_the_receipt_tells_what_the_cach
     assert "x-cache" in reply.headers
 
 
+async def test_keep_alive_pings_read_the_prefix_again_and_have_receipts_of_their_own(tmp_path, anthropic):
+    due = asyncio.Event()
+
+    async def sleep(seconds):
+        assert 200 < seconds < 300
+        due.set()
+
+    settings = {"strip_cache_ttl": "true", "cache_keepalive_pings": 1}
+    async with running(tmp_path, anthropic.url, sleep=sleep, **settings) as proxy:
+        await sign_in(proxy)
+        anthropic.seen.clear()
+        await proxy.ask(headers={}, messages=[{"role": "user", "content": "Once upon a time. " * 800}], stream=True)
+        async with asyncio.timeout(PATIENCE):
+            await due.wait()
+            while len(receipts := await proxy.receipts()) < 2:
+                await asyncio.sleep(0.01)
+    asked, ping = anthropic.seen
+    assert (ping.body["max_tokens"], "stream" in ping.body) == (0, False)
+    assert ping.body["messages"][0] == asked.body["messages"][0]
+    assert ping.headers["x-api-key"] == asked.headers["x-api-key"]
+    assert [change["name"] for change in receipts[0]["changes"]] == ["cache_keepalive_pings"]
+    assert receipts[0]["tokens"]["cache_read_tokens"] == 11
+
+
+async def test_a_guests_key_is_never_used_for_pings(tmp_path, anthropic):
+    async def sleep(seconds):
+        pass
+
+    async with running(tmp_path, anthropic.url, sleep=sleep, strip_cache_ttl="true", cache_keepalive_pings=3) as proxy:
+        await proxy.ask(messages=[{"role": "user", "content": "Once upon a time. " * 800}], stream=True)
+        await proxy.ask()
+    assert len(anthropic.seen) == 2
+
+
 async def test_without_the_planner_the_front_ends_marks_stay(tmp_path, anthropic):
     marked = [{"type": "text", "text": "Hello " * 2000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
     async with running(tmp_path, anthropic.url, cache_planner=False) as proxy:
