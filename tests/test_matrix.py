@@ -9,10 +9,13 @@ import pytest
 from server.errors import ProxyError
 from server.lesson import MOST_LESSONS, lesson, with_lessons
 from server.models import Models
+from server.practice.blocks import row
 from server.practice.rules import refusal
+from server.practice.signatures import sign
+from server.presets import Persona
 from server.request import ChatRequest
 from server.rewrite import STEPS, Context, Options, rewrite, step_name
-from tests.shapes import shapes
+from tests.shapes import CALL, RESULT, TOOL, assistant, shapes, user
 
 NOW = 1_795_176_000.0  # 2026-11-20
 LINE = "You are Claude Code, Anthropic's official CLI for Claude."
@@ -448,3 +451,48 @@ def test_a_model_nobody_knows_is_understood_from_its_refusals(name, truth):
         known = with_lessons(known, name, (one for one in learned.values() if one.lasting))
     assert failed == {}
     assert sum(refusals_met.values()) <= 20, refusals_met  # over all shapes
+
+
+def signed_chat(model, *, loop=False):
+    """A chat whose thinking was signed as the practice upstream does it, and whose beginning was edited since."""
+    thought = {"type": "thinking", "thinking": "She seems tired."}
+    messages = [user("Hello, Maren.")]
+    for reply in ["Good evening.", CALL] if loop else ["Good evening.", "Sit down."]:
+        body = {"messages": messages}
+        signature = sign(model, thought["thinking"], row(body))
+        messages = [*messages, assistant({**thought, "signature": signature}, reply)]
+        messages = [*messages, user(RESULT if reply is CALL else "And you?")]
+    edited = [user("Hello, Captain."), *messages[1:]]
+    return {"messages": edited, "max_tokens": 9_000, "tools": [TOOL], "thinking": {"type": "adaptive"}}
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("model", ["claude-fable-5-2", "claude-opus-5-5", "claude-sonnet-5-5"])
+def test_an_edited_chat_with_bound_thinking_goes_on(model, loop):
+    body = signed_chat(model, loop=loop)
+    assert "bound to a different conversation" in refused(asked(body, model))
+    sent, words, learned = on_the_road(asked(body, model), stricter({})[0], {})
+    assert words is None
+    assert list(learned) == (["thoughts", "all_thoughts"] if loop else ["thoughts"])
+    assert in_order(words_of(body), words_of(sent.body))
+
+
+@pytest.mark.parametrize("kind", ["api_key", "subscription"])
+@pytest.mark.parametrize("model", ["claude-fable-5-2", "claude-haiku-5-5"])
+def test_bound_thinking_survives_a_tool_loop_with_a_persona(model, kind):
+    knows = replace(context(kind), persona=Persona("maren", system="You are Maren.", suffix="Stay Maren."))
+    body = {"max_tokens": 9_000, "tools": [TOOL], "messages": [user("Where is the bridge?")]}
+    first = rewrite(asked(body, model), knows)
+    thought = {
+        "type": "thinking",
+        "thinking": "A map would help.",
+        "signature": sign(model, "A map would help.", row(first.body)),
+    }
+    loop = {**body, "messages": [*body["messages"], assistant(thought, CALL), user(RESULT)]}
+    second = rewrite(asked(loop, model), knows)
+    assert refused(second, kind) is None
+    assert thought in second.body["messages"][1]["content"]
+    later = {**body, "messages": [*loop["messages"], assistant("Over there."), user("Thank you.")]}
+    third = rewrite(asked(later, model), knows)
+    assert refused(third, kind) is None
+    assert thought not in third.body["messages"][1]["content"]

@@ -101,6 +101,10 @@ def test_odd_budgets_become_ones_the_api_takes():
     assert sent("claude-haiku-4-5", {"type": "enabled"})[0] == budget(10_000)
     assert sent("claude-haiku-4-5", {"budget_tokens": 3_000})[0] == budget(3_000)
     assert sent("claude-haiku-4-5", {**budget(2_000), "mood": 1})[0] == budget(2_000)
+    assert sent("claude-haiku-4-5", budget("3000"))[0] == budget(3_000)
+    assert sent("claude-haiku-4-5", budget(-1))[0] == budget(10_000)
+    assert sent("claude-haiku-4-5", budget(0))[0] == OFF
+    assert sent("claude-opus-5-5", budget(0)) == (None, "low")
 
 
 def test_a_tool_call_that_lost_its_thinking_is_answered_without():

@@ -78,14 +78,18 @@ def with_blocks(blocks: list[Block], change: Callable[[Block], list[Block]]) -> 
 
     What does not change stays the same object, the list included.
     """
-    new: list[Block] = []
-    for block in blocks:
+    new: list[Block] | None = None
+    for i, block in enumerate(blocks):
         inner = block.get("content") if block.get("type") == "tool_result" else None
         if isinstance(inner, list) and all(isinstance(part, dict) for part in inner):
             changed = with_blocks(inner, change)
             block = block if changed is inner else {**block, "content": changed}
-        new += change(block)
-    return blocks if len(new) == len(blocks) and all(a is b for a, b in zip(new, blocks, strict=True)) else new
+        made = change(block)
+        if new is None and not (len(made) == 1 and made[0] is blocks[i]):
+            new = blocks[:i]
+        if new is not None:
+            new += made
+    return blocks if new is None else new
 
 
 def with_messages(

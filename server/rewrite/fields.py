@@ -93,12 +93,14 @@ def fit_fields(request: ChatRequest, context: Context) -> ChatRequest:
     if body == request.body:
         return request
     odd = {key for key in {*request.body, *body} if key not in body or body[key] != request.body.get(key)}
-    named = ", ".join(sorted(map(readable, odd)))
+    named = ", ".join(sorted(readable(key, inside=key in body) for key in odd))
     return request.noted("fit_fields", f"Left out or mended what the API does not know: {named}.", body=body)
 
 
 def bare_message(message: Message) -> Message:
     """A message without the names, ids and dates that front ends keep in it."""
+    if message.keys() <= {"role", "content"}:
+        return message
     return {key: message[key] for key in message if key in ("role", "content")}
 
 
@@ -174,6 +176,8 @@ def image_url(block: Block) -> str:
     return url if isinstance(url, str) else ""
 
 
-def readable(key: str) -> str:
+def readable(key: str, *, inside: bool) -> str:
     """A field's name as a receipt may show it."""
+    if inside and key in ("messages", "system"):
+        return f"extra keys inside {key}"
     return key if len(key) <= 60 and key.isprintable() else "an unreadable name"

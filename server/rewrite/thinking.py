@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from server.lesson import loop_start
-from server.models import EFFORTS, Model
+from server.models import EFFORTS, THINKING_TYPES, Model
 from server.request import ChatRequest
 from server.rewrite.content import THINKING_OFF, THOUGHTS, Message, answers_tools, as_blocks, by_budget
 from server.rewrite.context import Context
@@ -57,8 +57,9 @@ def settle(asked: Mapping[str, Any] | None, wanted: Any, model: Model, betas: tu
     effort = nearest(wanted, model.efforts)
     if not asked:
         return Settled(None, effort)
-    kind = asked.get("type")
-    if kind in THINKING_OFF:
+    kind, budget = asked.get("type"), whole(asked.get("budget_tokens"))
+    if kind in THINKING_OFF or (kind != "adaptive" and budget == 0):
+        kind = kind if kind in THINKING_OFF else "disabled"
         off = kind if kind in model.thinking else model.thinking_off
         if model.efforts and not model.off_efforts:  # at none of its efforts
             off = "never" if model.thinks_by_default else "omit"
@@ -70,8 +71,6 @@ def settle(asked: Mapping[str, Any] | None, wanted: Any, model: Model, betas: tu
             effort = nearest(effort or model.default_effort, model.off_efforts)
         return Settled({"type": off}, effort)
     shown = {key: asked[key] for key in shown_keys(asked, betas)}
-    budget = asked.get("budget_tokens")
-    budget = budget if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0 else None
     if by_budget(asked, model):
         size = budget or BUDGETS[nearest(wanted, EFFORTS) or model.default_effort or "high"]
         return Settled({"type": "enabled", "budget_tokens": max(size, LEAST_BUDGET), **shown}, effort)
@@ -83,6 +82,15 @@ def settle(asked: Mapping[str, Any] | None, wanted: Any, model: Model, betas: tu
             effort = nearest(effort_for(budget), model.efforts)
         return Settled({"type": "adaptive", **shown}, effort)
     return Settled(None, effort)
+
+
+def whole(budget: Any) -> int | None:
+    """A budget as a number of tokens, also where it was written as text; None where there is none."""
+    try:
+        number = None if isinstance(budget, bool) else int(budget)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number is not None and number >= 0 else None
 
 
 def shown_keys(asked: Mapping[str, Any], betas: tuple[str, ...]) -> list[str]:
@@ -135,7 +143,8 @@ def told(given: Any, wanted: Any, settled: Settled, model: Model) -> str:
     after = settled.thinking["type"] if settled.thinking else None
     if before != after:
         budget = f" ({settled.thinking['budget_tokens']:,} tokens)" if settled.thinking and after == "enabled" else ""
-        parts.append(f"thinking is {after}{budget} instead of {before}" if after else "left thinking out")
+        instead = f" instead of {before}" if before in THINKING_TYPES else ""
+        parts.append(f"thinking is {after}{budget}{instead}" if after else "left thinking out")
     elif settled.thinking != given:
         parts.append("mended how thinking was asked for")
     if (wanted or "") != settled.effort:
