@@ -188,9 +188,7 @@ def old_thinking(messages: list[dict[str, Any]]) -> range:
     return range(next(ordinary, 0))
 
 
-def settings_of(
-    body: Mapping[str, Any], model: Model, every: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, str]]:
+def settings_of(body: Mapping[str, Any], model: Model, every: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """The settings that count in each part besides its content, of a body with these blocks in its messages. A default
     that is named counts as one left out."""
     inner = [part for block in every if isinstance(block.get("content"), list) for part in block["content"]]

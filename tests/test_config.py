@@ -41,9 +41,8 @@ def test_the_environment_beats_dotenv_beats_the_file(load):
 
 
 def test_comments_blanks_and_signs_in_values_are_read_as_meant(load):
-    config = load(
-        "# head\n\nport = 5000   # the port\nrequired_system_line=It's a line, isn't it?  # yes\nallowed_hosts=a.local, b.local"
-    )
+    text = "# head\n\nport = 5000   # the port\nrequired_system_line=It's a line, isn't it?  # yes\n"
+    config = load(text + "allowed_hosts=a.local, b.local")
     assert (config.port, config.allowed_hosts) == (5000, ("a.local", "b.local"))
     assert config.required_system_line == "It's a line, isn't it?"
 

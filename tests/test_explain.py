@@ -4,7 +4,7 @@ import pytest
 
 from server.explain import Refusal, clock, closing_words, is_policy, moment, remedy, rests_until
 
-NOW = datetime(2026, 11, 20, 20, 0).timestamp()
+NOW = datetime.fromisoformat("2026-11-20T20:00").astimezone().timestamp()  # on the clock where the test runs
 
 
 def refusal(status=400, message="", code="", kind="api_key", **headers):

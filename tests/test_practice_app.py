@@ -303,7 +303,7 @@ async def test_the_diagnostics_say_why_the_cache_was_missed(upstream):
 
 async def settled(condition):
     """Wait until it holds; the test's own time limit is the only one."""
-    while not condition():  # noqa: ASYNC110
+    while not condition():
         await asyncio.sleep(0.005)
 
 

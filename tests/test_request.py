@@ -130,6 +130,14 @@ def test_a_changed_copy_leaves_the_original_as_it_was():
     assert [change.name for change in changed.changes] == ["fit_sampling", "x"]
 
 
+def outcome(data):
+    try:
+        ChatRequest.parse(data)
+    except ProxyError as error:
+        return error.status
+    return 200
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -138,15 +146,9 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from([*ASK, "system", "stream", "thinking", "tools"]), JSON))
 def test_any_json_object_is_read_or_refused_with_a_400(body):
-    try:
-        ChatRequest.parse(json.dumps(body).encode())
-    except ProxyError as error:
-        assert error.status == 400
+    assert outcome(json.dumps(body).encode()) in (200, 400)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused_with_a_400(data):
-    try:
-        ChatRequest.parse(data)
-    except ProxyError as error:
-        assert error.status == 400
+    assert outcome(data) in (200, 400)

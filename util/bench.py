@@ -95,9 +95,6 @@ LOADS = (
 )
 
 
-# ---------------------------------------------------------------------------------------------- the upstream of the bench
-
-
 def event(kind: str, **data: Any) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
 
@@ -132,10 +129,7 @@ async def serve_upstream(port: int) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = next(
-                    (int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0
-                )
-                await reader.readexactly(length)
+                await reader.readexactly(length_of(head))
                 events, pause = asked_of(head)
                 if not events:
                     writer.write(
@@ -161,6 +155,11 @@ async def serve_upstream(port: int) -> None:
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def length_of(head: bytes) -> int:
+    lines = head.lower().split(b"\r\n")
+    return next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
 
 
 def asked_of(head: bytes) -> tuple[int, float]:
@@ -206,21 +205,26 @@ http {{ access_log off; client_body_temp_path {dir}/body; client_max_body_size 6
  proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
  upstream up {{ server {upstream}; keepalive 2048; }}
  server {{ listen 127.0.0.1:{port} backlog=2048; keepalive_requests 100000;
-  location / {{ proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }} }}
+  location / {{ proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection "";
+   proxy_buffering off; }} }} }}
 """
-
-
-# ------------------------------------------------------------------------------------------------------------- the client
 
 
 async def play(load: Load, port: int, raw: bytes) -> list[float]:
     """Seconds from sending each request to its first byte of body (of a stream), or to its end."""
     times: list[float] = []
     left = iter(range(load.requests))
-    head = (
-        f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nx-api-key: {KEY}\r\n"
-        f"anthropic-version: 2023-06-01\r\nanthropic-user-profile-id: {load.events}/{load.pause}\r\nContent-Length: {len(raw)}\r\n\r\n"
-    ).encode()
+    lines = (
+        "POST /v1/messages HTTP/1.1",
+        f"Host: 127.0.0.1:{port}",
+        f"x-api-key: {KEY}",
+        "anthropic-version: 2023-06-01",
+        f"anthropic-user-profile-id: {load.events}/{load.pause}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(raw)}",
+        "\r\n",
+    )
+    head = "\r\n".join(lines).encode()
 
     async def one_connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
@@ -230,11 +234,8 @@ async def play(load: Load, port: int, raw: bytes) -> list[float]:
             answer = await reader.readuntil(b"\r\n\r\n")
             if b" 200 " not in answer.split(b"\r\n")[0]:
                 raise RuntimeError(answer.decode() + (await reader.read(500)).decode())
-            length = next(
-                (int(line[15:]) for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:")), None
-            )
-            if length is not None:
-                await reader.readexactly(length)
+            if b"transfer-encoding: chunked" not in answer.lower():
+                await reader.readexactly(length_of(answer))
                 times.append(time.perf_counter() - begun)
                 continue
             first = True
@@ -248,9 +249,6 @@ async def play(load: Load, port: int, raw: bytes) -> list[float]:
 
     await asyncio.gather(*(one_connection() for _ in range(load.connections)))
     return times
-
-
-# ----------------------------------------------------------------------------------------------------------- what stands between
 
 
 def cpu(pid: int) -> float:
