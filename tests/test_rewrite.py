@@ -4,6 +4,7 @@ find nothing left to do in their own work."""
 import copy
 import string
 from contextlib import suppress
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import ProxyError
+from server.lesson import lesson
 from server.models import Models
 from server.practice.rules import refusal
 from server.request import ChatRequest
@@ -209,3 +211,34 @@ def test_the_table_of_steps_says_of_each_what_it_does():
         assert row.startswith(f"| `{step_name(step)}` | ")
         assert len(row) > 60
         assert "|" not in row[2:-1].replace(" | ", "")
+
+
+VOCABULARY = """
+messages.0.content.1.image messages.1.role tools.0.custom.strict thinking.type.enabled thinking.type.disabled thinking
+temperature top_p top_k effort 'xhigh' low high max_tokens: 9000 > 4096 is not supported for this model deprecated Extra
+inputs are not permitted cache_control maximum of 2 blocks ttl image pixels 1500 prefill anthropic-beta tool_choice
+anthropic-version system roles must alternate first message user context 10 + 20 > 25 signature block Expected found
+tool_use Input tag 'image' web search output_config.format metadata stop_sequences speed : . , `x`
+""".split()  # noqa: SIM905
+refusals = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=12).map(" ".join)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(body=bodies, said=st.lists(refusals, max_size=4), counting=st.booleans())
+def test_whatever_a_refusal_says_the_next_try_is_a_request_again(context, body, said, counting):
+    model = "claude-opus-6"
+    try:
+        request = ChatRequest.parse(
+            orjson.dumps({**body, "model": model}), betas="fine-1,context-1m-2025-08-07", counting=counting
+        )
+    except ProxyError:
+        return
+    learned = {}
+    sent = rewrite(request, context)
+    for message in said:
+        if found := lesson(message, sent):
+            learned[found.rule] = found
+            assert found.change(model).detail.endswith(".")
+        sent = rewrite(request, replace(context, lessons={model: tuple(learned.values())}))
+        assert sent.body["messages"]
+        assert sent.model == model
