@@ -26,6 +26,7 @@ from server.presets import NAME, Personas
 from server.relay import Relay
 from server.reply import Reply, Stream
 from server.request import ChatRequest
+from server.trace import TraceRecorder
 from server.upstream import Upstream
 from server.usage import Receipt, Receipts
 
@@ -94,12 +95,13 @@ class Doors:
         upstream: Upstream,
         relay: Relay,
         base_url: str,
+        recorder: TraceRecorder | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
-        self._base_url, self._clock = base_url, clock
+        self._base_url, self._recorder, self._clock = base_url, recorder, clock
         self._closing = False
         self._busy = 0  # requests on the road
         self._quiet = asyncio.Event()
@@ -158,6 +160,7 @@ class Doors:
         receipt = Receipt(at=self._clock(), persona=door.persona)
         request[REQUEST_ID] = receipt.id
         begun = time.monotonic()
+        chat: ChatRequest | None = None
         self._busy += 1
         self._quiet.clear()
         try:
@@ -203,6 +206,8 @@ class Doors:
                 self._quiet.set()
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
             self._receipts.add(receipt)
+            if self._recorder is not None and chat is not None and not chat.counting:
+                self._recorder.record(receipt.at, request.path, chat, receipt.usage)
             log.info("%s", receipt.line())
 
     async def _stream(

@@ -36,6 +36,7 @@ from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import Options
 from server.signin import SignIn
+from server.trace import TraceRecorder
 from server.upstream import Upstream, UpstreamFailed
 from server.usage import Receipts
 
@@ -84,7 +85,8 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     owner = Owner.at(data_dir, port, clock)
     live, lessons = Live(models), Lessons(data_dir, models, clock=clock)
     journal = Journal(data_dir / "state.sqlite", now=clock())
-    planner = CachePlanner(CacheMemory(owner.admin_token.encode(), journal)) if config.cache_planner else None
+    memory = CacheMemory(owner.admin_token.encode(), journal)
+    planner = CachePlanner(memory) if config.cache_planner else None
     upstream = Upstream()
     relay = Relay(
         accounts,
@@ -102,7 +104,11 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         clock=clock,
         sleep=sleep,
     )
-    doors = Doors(config, keys, accounts, live, personas, receipts, upstream, relay, base_url, clock=clock)
+    recorder = TraceRecorder(data_dir / "traces") if config.record_trace else None
+    if recorder:
+        warnings = [*warnings, recorder.warning]
+        log.warning("%s", recorder.warning)
+    doors = Doors(config, keys, accounts, live, personas, receipts, upstream, relay, base_url, recorder, clock=clock)
 
     app = web.Application(client_max_size=MAX_BODY)
     rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
@@ -138,7 +144,9 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         await relay.close()
         await accounts.close()
         await upstream.close()
-        journal.close()
+        memory.close()
+        if recorder:
+            recorder.close()
         lessons.close()
         if practice:
             await practice.stop()

@@ -81,6 +81,9 @@ class Config:
         False, "When the context is full, cut older messages in larger steps. The model sees about a tenth less."
     )
     cache_keepalive_pings: int = setting(0, "Most paid pings per pause that keep a 5-minute cache alive. 0: none.")
+    record_trace: bool = setting(
+        False, "Write your chats with their text to data_dir/traces, for util/replay_trace.py. Leave it off otherwise."
+    )
     fallback_to_claude_code: Literal["ask", "true", "false"] = setting(
         "ask", "Use Claude Code's stored login when there is no other sign-in. ask: only after you agreed on the page."
     )
