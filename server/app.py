@@ -95,7 +95,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         lessons,
         planner,
         personas,
-        Options(**{field.name: getattr(config, field.name) for field in fields(Options)}),
+        step_options(config),
         Helps(cache_late_lore=config.cache_late_lore, cache_steady_window=config.cache_steady_window),
         receipts,
         base_url=base_url,
@@ -154,6 +154,15 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
 
     app.cleanup_ctx.append(run_parts)
     return Parts(app, doors, owner, accounts, first_key)
+
+
+def step_options(config: Config) -> Options:
+    """The settings of the rewrite steps. Where the planner places the marks, it also takes out the front end's: the steps
+    that mend those would only add lines to the receipt."""
+    given = {field.name: getattr(config, field.name) for field in fields(Options)}
+    if config.cache_planner:
+        given["skip_steps"] = (*config.skip_steps, "strip_ttl", "fit_marks")
+    return Options(**given)
 
 
 def oauth_settings(config: Config) -> OAuthSettings:
