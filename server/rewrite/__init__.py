@@ -64,10 +64,16 @@ def step_name(step: Step) -> str:
     return step.__name__
 
 
+# Changes that receipts name besides those of the steps.
+BESIDE = {
+    "mend_text": "Replaces halves of emojis, which front ends cut apart now and then and Claude refuses.",
+    "plan_cache": "Takes out the front end's cache marks and places those that pay (setting `cache_planner`).",
+    "learn": "Mends what the model has just refused, tries once more before anything reached you, and remembers it.",
+}
+
+
 def readme_table() -> str:
     """The README's table of steps, in Markdown: each step's name and the first paragraph of its docstring."""
-    rows = []
-    for step in STEPS:
-        first = (step.__doc__ or "").split("\n\n")[0]
-        rows.append(f"| `{step_name(step)}` | {' '.join(first.split())} |")
-    return "\n".join(["| step | what it changes, and why |", "|---|---|", *rows]) + "\n"
+    rows = [(step_name(step), (step.__doc__ or "").split("\n\n")[0]) for step in STEPS]
+    lines = [f"| `{name}` | {' '.join(text.split())} |" for name, text in (*rows, *BESIDE.items())]
+    return "\n".join(["| change | what it does, and why |", "|---|---|", *lines]) + "\n"
