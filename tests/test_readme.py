@@ -12,7 +12,7 @@ from server.__main__ import COMMANDS
 from server.app import build
 from server.config import Config
 from server.presets import SETTINGS, TEXTS, Personas, read_persona
-from server.rewrite import STEPS, step_name
+from server.rewrite import BESIDE, STEPS, step_name
 from util import docs
 
 TOP = Path(__file__).parent.parent
@@ -92,7 +92,7 @@ def test_every_setting_it_speaks_of_exists():
 
 def test_every_step_is_told_in_order():
     rows = re.findall(r"^\| `(\w+)` \|", section("What it changes in a request, and why"), re.MULTILINE)
-    assert rows == [step_name(step) for step in STEPS]
+    assert rows == [*(step_name(step) for step in STEPS), *BESIDE]
 
 
 @pytest.fixture
