@@ -41,7 +41,7 @@ class Lesson:
 def lesson(message: str, sent: ChatRequest) -> Lesson | None:
     """What the words of a 400 teach about the request as it was sent; None if they name no known kind of refusal.
 
-    The wording is not stable on the upstream's side (anthropic-api.md B4 holds what was seen until 2026-11), so words
+    The wording is not stable on the upstream's side (tests/test_lesson.py holds what was seen until 2026-11), so words
     are looked for, not sentences; a refusal of any other field that can be left out is understood by its name.
     """
     words = " ".join(message.lower().split())

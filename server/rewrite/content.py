@@ -64,11 +64,6 @@ def by_budget(thinking: Mapping[str, Any] | None, model: Model) -> bool:
     )
 
 
-def answers_tools(message: Message) -> bool:
-    """Whether a user message brings results of tool calls."""
-    return any(block.get("type") == "tool_result" for block in as_blocks(message.get("content")))
-
-
 def plural(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
