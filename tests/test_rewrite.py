@@ -205,9 +205,9 @@ def test_a_step_can_be_left_out_by_its_name():
 
 
 def test_the_table_of_steps_says_of_each_what_it_does():
-    table = readme_table().splitlines()
-    assert len(table) == len(STEPS) + 2
-    for step, row in zip(STEPS, table[2:], strict=True):
+    rows = readme_table().splitlines()[2:]
+    assert len(rows) >= len(STEPS)  # what is no step, but shows in receipts too, may follow
+    for step, row in zip(STEPS, rows, strict=False):
         assert row.startswith(f"| `{step_name(step)}` | ")
         assert len(row) > 60
         assert "|" not in row[2:-1].replace(" | ", "")
