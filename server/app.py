@@ -83,7 +83,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         clock=clock,
     )
     owner = Owner.at(data_dir, port, clock)
-    live, lessons = Live(models), Lessons(data_dir, models, clock=clock)
+    live, lessons = Live(models, clock=clock), Lessons(data_dir, models, clock=clock)
     journal = Journal(data_dir / "state.sqlite", now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if config.cache_planner else None
@@ -157,8 +157,8 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
 
 
 def step_options(config: Config) -> Options:
-    """The settings of the rewrite steps. Where the planner places the marks, it also takes out the front end's: the steps
-    that mend those would only add lines to the receipt."""
+    """The settings of the rewrite steps. Where the planner places the marks, it also takes out the front end's: the
+    steps that mend those would only add lines to receipts."""
     given = {field.name: getattr(config, field.name) for field in fields(Options)}
     if config.cache_planner:
         given["skip_steps"] = (*config.skip_steps, "strip_ttl", "fit_marks")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from server.accounts import Accounts, Credential
 from server.attempt import Asked, Attempts, passed_back
@@ -17,6 +18,7 @@ from server.cache_memory import Scope
 from server.cache_planner import CachePlanner, Helps, Plan
 from server.cache_why import tell
 from server.clients import OWNER, Client
+from server.config import is_loopback
 from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy, rests_until
 from server.keepalive import KeepAlive, Sleep
@@ -40,6 +42,18 @@ REST_SECONDS = 60.0  # for a 429 that does not say
 REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A request as it was sent, and the 400 it got."""
+
+    sent: ChatRequest
+    refusal: Refusal
+
+    def says_the_same(self, again: ChatRequest) -> bool:
+        sent = self.sent
+        return (sent.body, sent.betas, sent.version) == (again.body, again.betas, again.version)
+
+
 @dataclass
 class Journey:
     """What one request has met so far on its way: accounts tried, retries made, lessons learned."""
@@ -49,6 +63,7 @@ class Journey:
     tried: set[str] = field(default_factory=set)
     retries: int = 0
     lessons: list[tuple[str, Lesson]] = field(default_factory=list)  # with the model that taught them
+    refused: Refused | None = None  # what the last lesson is about
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -101,6 +116,9 @@ class Relay:
         credential = journey.guest or await self._choose(asked, journey)
         while True:
             sent, plan = await self._prepare(asked.request, credential, journey)
+            if journey.refused is not None and journey.refused.says_the_same(sent):
+                raise PassedOn(journey.refused.refusal, self._clock())  # what it taught changes nothing here
+            journey.refused = None
             self._note(asked.receipt, sent, credential, journey)
             try:
                 outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked.receipt))
@@ -110,6 +128,8 @@ class Relay:
                     raise
                 continue
             if isinstance(outcome, Reply):
+                for model, learned in journey.lessons:  # now that they have proved right
+                    self._lessons.add(credential.base_url, model, learned)
                 return outcome
             self._failed(plan)
             if self._learns(outcome, sent, credential, plan, journey):
@@ -133,7 +153,7 @@ class Relay:
             journey.persona,
             self._options,
             lessons,
-            anthropic_upstream=credential.base_url == self._base_url,
+            anthropic_upstream=self._is_anthropic(credential.base_url),
             now=self._clock(),
         )
         if any(images_of(request.body["messages"])):  # a picture that must be saved anew takes its time
@@ -163,8 +183,13 @@ class Relay:
         if self._planner is not None:
             self._planner.refused(plan, refusal.message, self._clock())
         journey.lessons.append((sent.model, learned))
-        self._lessons.add(credential.base_url, sent.model, learned)
+        journey.refused = Refused(sent, refusal)
         return True
+
+    def _is_anthropic(self, base_url: str) -> bool:
+        """Whether Anthropic's own API is there; on this computer, what api_base_url names stands for it."""
+        host = urlsplit(base_url).hostname or ""
+        return host.endswith(".anthropic.com") or (is_loopback(host) and base_url == self._base_url)
 
     def _begun(self, plan: Plan | None, sent: ChatRequest, receipt: Receipt) -> Callable[[Meter], None]:
         """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""

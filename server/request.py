@@ -157,10 +157,10 @@ def require_messages_shape(body: dict[str, Any]) -> None:
     system = body.get("system")
     if system is not None:
         require_content(system, "system")
-    if not isinstance(body.get("stream", False), bool):
+    if not isinstance(body.get("stream"), bool | None):
         raise ProxyError(400, "stream: must be true or false.")
-    max_tokens = body.get("max_tokens", 1)
-    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 0:
+    max_tokens = body.get("max_tokens")
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int | None) or (max_tokens or 0) < 0:
         raise ProxyError(400, "max_tokens: must be a whole number. Set the response length in your front end.")
     for key in ("thinking", "output_config", "cache_control", "tool_choice", "metadata"):
         if not isinstance(body.get(key), dict | None):

@@ -79,6 +79,7 @@ def test_the_place_of_a_syntax_error_is_named():
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": False}, "max_tokens"),
         ({"stream": "yes"}, "stream"),
         ({"system": 7}, "system"),
         ({"thinking": "on"}, "thinking"),
@@ -87,6 +88,10 @@ def test_the_place_of_a_syntax_error_is_named():
 )
 def test_a_field_that_cannot_be_read_is_named(changes, field):
     assert refusal(raw(**changes)).message.startswith(f"{field}:")
+
+
+def test_null_means_not_set():
+    assert ChatRequest.parse(raw(stream=None, max_tokens=None, system=None, tools=None)).body["stream"] is None
 
 
 def test_a_byte_order_mark_is_skipped():

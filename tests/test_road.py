@@ -471,6 +471,20 @@ async def test_a_refusal_that_stays_is_passed_on_after_one_try(proxy, anthropic)
     assert len(anthropic.seen) == 2
 
 
+async def test_a_lesson_whose_step_is_left_out_costs_no_second_try(tmp_path, anthropic):
+    anthropic.will(*[error(400, "invalid_request_error", "`top_k` is deprecated for this model.")] * 2)
+    async with running(tmp_path, anthropic.url, filter_sampling_params="false", skip_steps=("fit_sampling",)) as proxy:
+        assert (await proxy.ask(model="claude-opus-4-6", top_k=5)).status == 400
+    assert len(anthropic.seen) == 1
+
+
+async def test_a_refused_beta_is_learned_too(proxy, anthropic):
+    words = "Unexpected value(s) `new-2027-01-01` for the `anthropic-beta` header."
+    anthropic.will(error(400, "invalid_request_error", words))
+    assert (await proxy.ask(headers={"x-api-key": KEY, "anthropic-beta": "new-2027-01-01"})).status == 200
+    assert [seen.headers.get("anthropic-beta") for seen in anthropic.seen] == ["new-2027-01-01", None]
+
+
 async def test_any_other_400_is_never_tried_again(proxy, anthropic):
     anthropic.will(error(400, "invalid_request_error", "Your credit balance is too low to access the Anthropic API."))
     assert (await proxy.ask()).status == 400
