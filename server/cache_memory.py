@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import logging
 import sqlite3
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ PROGRAM = 5.0  # pauses under this are a program's, and say nothing about the pl
 FORGET_ENTRY = 86_400.0  # an entry that died is remembered for a day, to say why a turn missed
 WEEK = 7 * 86_400.0
 ENTRIES = 20_000
+GATHERED = 1.0  # seconds of changes that are written together; a crash loses no more
 CHATS = 32  # whose system lines and windows are remembered
 BYTES_PER_TOKEN, BYTES_PER_TOKEN_NEW = 4.0, 3.1  # until usage says better; the newer from Opus 4.7 on
 
@@ -243,8 +245,25 @@ class CacheMemory:
             self._journal.close()
 
 
+@dataclass
+class Changed:
+    """What is to be written: the last word on each entry, request and fact. `gone`: the last request forgotten."""
+
+    entries: dict[Entry, Kept | None] = field(default_factory=dict)
+    requests: dict[int, tuple[Request, bool]] = field(default_factory=dict)  # by row; whether it is a new one
+    facts: dict[str, Any] = field(default_factory=dict)
+    gone: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.entries or self.requests or self.facts or self.gone)
+
+
 class Journal:
-    """The memory's tables in data_dir/state.sqlite. A thread of its own writes them, so no request waits for a disk."""
+    """The memory's tables in data_dir/state.sqlite. A thread of its own writes them, so no request waits for a disk.
+
+    What changes is gathered for a moment and written in one transaction: handing each request's changes to the thread
+    cost more than all the rest of the request.
+    """
 
     VERSION = 1
     TABLES = (
@@ -259,6 +278,9 @@ class Journal:
     def __init__(self, path: Path, *, now: float) -> None:
         self._path, self._now = path, now
         self._writer = ThreadPoolExecutor(1, "cache-memory")
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._changed = Changed()  # waiting to be written
         self._db: sqlite3.Connection | None = None
         self._broken = False  # unreadable: left alone
         self._failing = False  # said once in the log, until it works again
@@ -275,22 +297,20 @@ class Journal:
         gone: int = 0,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        rows = [
-            (
-                request.row,
-                request.at,
-                request.pause,
-                orjson.dumps(request.steps).decode(),
-                request.followers,
-                None if request.followers else request.prompt,
-            )
-            for request in requests
-        ]
-        said = [(name, orjson.dumps(value, default=sorted).decode()) for name, value in (facts or {}).items()]
-        self._writer.submit(self._write, list(entries), rows, gone, said)
+        with self._lock:
+            changed, waiting = self._changed, bool(self._changed)
+            changed.entries.update(entries)
+            for request in requests:
+                new = request.followers == 0 or changed.requests.get(request.row, (request, False))[1]
+                changed.requests[request.row] = request, new
+            changed.facts.update(facts or {})
+            changed.gone = max(changed.gone, gone)
+        if not waiting and changed:
+            self._writer.submit(self._write_soon)
 
     def close(self) -> None:
         """Write what is still waiting, and let go of the file."""
+        self._closing.set()
         self._writer.submit(self._disconnect)
         self._writer.shutdown()
 
@@ -341,36 +361,42 @@ class Journal:
         ]
         return entries, requests
 
-    def _write(
-        self,
-        entries: list[tuple[Entry, Kept | None]],
-        requests: list[tuple[Any, ...]],
-        gone: int,
-        facts: list[tuple[str, str]],
-    ) -> None:
-        if self._broken:
-            return
+    def _write_soon(self) -> None:
+        self._closing.wait(GATHERED)
+        with self._lock:
+            changed, self._changed = self._changed, Changed()
+        if not self._broken:
+            self._write(changed)
+
+    def _write(self, changed: Changed) -> None:
+        requests = [
+            (row, request.at, request.pause, orjson.dumps(request.steps).decode(), request.followers, request, new)
+            for row, (request, new) in changed.requests.items()
+        ]
         try:
             db = self._connect()
             db.execute("BEGIN")
             db.executemany(
-                "DELETE FROM cache_entries WHERE seal = ? AND chain = ?", [e for e, kept in entries if not kept]
+                "DELETE FROM cache_entries WHERE seal = ? AND chain = ?",
+                [entry for entry, kept in changed.entries.items() if not kept],
             )
             db.executemany(
                 "INSERT OR REPLACE INTO cache_entries VALUES (?, ?, ?, ?, ?, ?)",
-                [(*entry, *kept) for entry, kept in entries if kept],
+                [(*entry, *kept) for entry, kept in changed.entries.items() if kept],
             )
             db.executemany(
-                "INSERT INTO cache_requests VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (row) DO UPDATE SET steps = excluded.steps, followers = excluded.followers",
-                [(*row, packed(prompt)) for *row, prompt in requests if prompt],
+                "INSERT OR REPLACE INTO cache_requests VALUES (?, ?, ?, ?, ?, ?)",
+                [(*row, packed(request.prompt)) for *row, request, new in requests if new],
             )
             db.executemany(
                 "UPDATE cache_requests SET steps = ?, followers = ? WHERE row = ?",
-                [(steps, followers, row) for row, _, _, steps, followers, prompt in requests if prompt is None],
+                [(steps, followers, row) for row, _, _, steps, followers, _, new in requests if not new],
             )
-            db.execute("DELETE FROM cache_requests WHERE row <= ?", (gone,))
-            db.executemany("INSERT OR REPLACE INTO cache_facts VALUES (?, ?)", facts)
+            db.execute("DELETE FROM cache_requests WHERE row <= ?", (changed.gone,))
+            db.executemany(
+                "INSERT OR REPLACE INTO cache_facts VALUES (?, ?)",
+                [(name, orjson.dumps(value, default=sorted).decode()) for name, value in changed.facts.items()],
+            )
             db.execute("DELETE FROM cache_facts WHERE value = 'null'")
             db.execute("COMMIT")
             self._failing = False

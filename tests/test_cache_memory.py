@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 
 import pytest
 from cache_bench import MODELS, SECRET, Bench
@@ -127,6 +128,19 @@ def test_it_shares_the_file_with_other_tables(tmp_path):
     with sqlite3.connect(tmp_path / "state.sqlite") as db:
         assert db.execute("SELECT id FROM client_keys").fetchall() == [("key_1",)]
     db.close()
+
+
+def test_what_is_learned_reaches_the_disk_while_the_proxy_runs(tmp_path):
+    memory = opened(tmp_path)
+    played(memory)
+    with sqlite3.connect(tmp_path / "state.sqlite") as db:
+        for _ in range(200):
+            if found := db.execute("SELECT COUNT(*) FROM cache_entries").fetchone()[0]:
+                break
+            time.sleep(0.05)
+    db.close()
+    assert found > 0
+    memory.close()
 
 
 def test_a_prompt_packed_and_unpacked_is_the_same():
