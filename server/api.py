@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server import __version__
 from server.accounts import Accounts
@@ -56,7 +56,7 @@ def find_door(path: str, query: str = "") -> Door | None:
     """The door a request's raw path and query string lead to; None for no address of ours.
 
     Front ends append /messages to whatever their user typed (seen with SillyTavern 1.19.0), so a missing or doubled
-    part is forgiven, and so is `?persona=NAME/messages`. A name that is none, as a part with dots or %, is nobody's.
+    part is forgiven, and so is `?persona=NAME/messages`. A name that is none, as a part with dots or %, is no persona's.
     """
     parts = [part for part in path.split("/") if part]
     if parts == ["v1"] and (
@@ -72,7 +72,7 @@ def find_door(path: str, query: str = "") -> Door | None:
     named = len(rest)
     while rest[-1:] == ["messages"]:
         rest.pop()
-    if named > len(rest) and len(rest) <= 1 and all(map(NAME.fullmatch, rest)):
+    if named > len(rest) and len(rest) <= 1:
         return Door("messages", persona="".join(rest), counting=counting)
     if parts == ["models"] or (len(parts) == 2 and parts[1] == "models" and NAME.fullmatch(parts[0])):
         return Door("models", persona=parts[0] if len(parts) == 2 else "")
@@ -314,7 +314,16 @@ async def read_body(request: web.Request) -> bytes:
     if request.content_length is not None and request.content_length > MAX_BODY:
         raise too_large
     try:
-        return await request.read()
+        if hdrs.CONTENT_ENCODING not in request.headers:
+            return await request.read()
+        # aiohttp's read() would unpack without a bound between two looks at the size (seen with 3.14.5)
+        body = bytearray()
+        while chunk := await request.content.readany():
+            body += chunk
+            if len(body) > MAX_BODY:
+                request.content.set_exception(too_large)  # nor unpack the rest while it waits for the end
+                raise too_large
+        return bytes(body)
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
 

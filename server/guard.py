@@ -15,7 +15,7 @@ from enum import Enum
 from types import MappingProxyType
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDictProxy
 
@@ -31,6 +31,9 @@ REQUEST_ID = web.RequestKey("request_id", str)
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 SINGLE = ("x-api-key", hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE)
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+PACKED = "The body of the request is packed in a way the proxy cannot read. Send it unpacked."
+CLOSE = {"Connection": "close"}
+MAX_HEADERS = 64 * 1024  # bytes
 EXPOSED = "x-receipt, request-id, retry-after"
 
 
@@ -162,6 +165,24 @@ def foreign_fetch(rules: Rules, door: Door, method: str, headers: Headers) -> Pr
     return ProxyError(403, "A web page from elsewhere tried to use this proxy, says the browser. Nothing was done.")
 
 
+def unreadable(request: web.Request) -> ProxyError | None:
+    """What aiohttp takes although it does not speak it: other versions of HTTP, tunnels, codings it leaves undone,
+    endless headers (seen with 3.14.5)."""
+    if request.version not in (HttpVersion10, HttpVersion11):
+        return ProxyError(400, "This proxy speaks HTTP/1.1 only.", headers=CLOSE)
+    if request.method == "CONNECT":
+        return ProxyError(405, "This proxy opens no tunnels.", headers={**CLOSE, "Allow": "GET, POST"})
+    coding = request.headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None and (coding.strip().lower() != "chunked" or request.version == HttpVersion10):
+        return ProxyError(400, "The header Transfer-Encoding can only be chunked, in HTTP/1.1.", headers=CLOSE)
+    if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEADERS:
+        return ProxyError(431, "The headers of the request are larger than 64 KiB.")
+    packing = request.headers.get(hdrs.CONTENT_ENCODING)
+    if packing is not None and packing.strip().lower() not in ("identity", "gzip", "deflate"):
+        return ProxyError(415, PACKED)
+    return None
+
+
 def doubled(headers: Headers) -> ProxyError | None:
     """One header checked here and its twin used upstream: not with us."""
     for name in SINGLE:
@@ -216,12 +237,15 @@ def preflight(rules: Rules, headers: Headers) -> dict[str, str] | None:
 
 def error_response(error: ProxyError, request_id: str) -> web.Response:
     """An error of ours as Anthropic would send it."""
-    return web.Response(
+    response = web.Response(
         status=error.status,
         headers={**error.headers, "request-id": request_id},
         body=orjson.dumps(error.body(request_id)),
         content_type="application/json",
     )
+    if response.headers.get(hdrs.CONNECTION) == "close":
+        response.force_close()  # aiohttp does not look at the header
+    return response
 
 
 def translated(error: web.HTTPException) -> ProxyError:
@@ -264,7 +288,8 @@ class Guard:
         """The first check that fails, cheapest and most telling first."""
         headers, method = request.headers, request.method
         return (
-            wrong_host(self.rules, headers, request.raw_path)
+            unreadable(request)
+            or wrong_host(self.rules, headers, request.raw_path)
             or foreign_origin(self.rules, door, headers)
             or foreign_fetch(self.rules, door, method, headers)
             or doubled(headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import socket
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -118,12 +119,17 @@ class Upstream:
         self._first_byte_seconds = first_byte_seconds
         self._warming: dict[str, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None  # opens a connection for each request, and keeps none
 
     async def open(self) -> None:
+        self._session = self._make_session(keepalive_timeout=KEEP_ALIVE)
+        self._fresh = self._make_session(force_close=True)
+
+    def _make_session(self, **kept: Any) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
         trace.on_connection_reuseconn.append(_note_reuse)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=300),
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -134,8 +140,9 @@ class Upstream:
     async def close(self) -> None:
         for task in self._warming.values():
             task.cancel()
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._fresh):
+            if session is not None:
+                await session.close()
 
     def warm(self, base_url: str) -> None:
         """Have a connection to this upstream open by the time the request's body has arrived."""
@@ -144,7 +151,7 @@ class Upstream:
             self._warming[base_url] = asyncio.create_task(self._warm(base_url))
 
     async def _warm(self, base_url: str) -> None:
-        session = self._opened
+        session = opened(self._session)
         if session.connector is None:
             return
         # Never sent: it names the connection that a real request will ask the pool for.
@@ -156,30 +163,26 @@ class Upstream:
         else:
             connection.release()
 
-    @property
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("Upstream is used before open()")
-        return self._session
-
     async def send(
         self, method: str, base_url: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        """One attempt, answered from its headers on. Sends again once when a connection kept from an earlier turn turns
-        out to be dead before a byte came back. Raises UpstreamFailed."""
+        """One attempt, answered from its headers on. Sends again once, on a new connection, when one kept from an earlier
+        turn turns out to be dead before a byte came back. Raises UpstreamFailed."""
         if (warming := self._warming.get(base_url)) is not None and not warming.done():
             await asyncio.wait([warming])
         url = URL(base_url + target, encoded=True)
         try:
-            return await self._attempt(method, url, headers, body)
+            return await self._attempt(opened(self._session), method, url, headers, body)
         except _StaleConnection:
-            return await self._attempt(method, url, headers, body)
+            return await self._attempt(opened(self._fresh), method, url, headers, body)
 
-    async def _attempt(self, method: str, url: URL, headers: Mapping[str, str], body: bytes | None) -> Answer:
+    async def _attempt(
+        self, session: aiohttp.ClientSession, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
         trace = SimpleNamespace(reused=False)
         try:
             async with asyncio.timeout(self._first_byte_seconds):
-                response = await self._opened.request(
+                response = await session.request(
                     method,
                     url,
                     data=body if body is None or len(body) <= LARGE else io.BytesIO(body),
@@ -209,6 +212,29 @@ class Upstream:
                 502, f"The upstream's answer could not be read ({reason(error)}). Try again."
             ) from error
         return Answer(response)
+
+
+def opened(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    if session is None:
+        raise RuntimeError("Upstream is used before open()")
+    return session
+
+
+def watchful_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices within half a minute when nobody is at the other end any more: after a laptop's sleep, or
+    behind a router that has forgotten the connection, nothing else would."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 30),
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 30_000),
+    ):
+        if (number := getattr(socket, option, None)) is not None:  # each system has some of them
+            made.setsockopt(socket.IPPROTO_TCP, number, value)
+    return made
 
 
 class _StaleConnection(Exception):

@@ -16,7 +16,7 @@ from yarl import URL
 
 from server.app import Parts, build
 from server.config import Config
-from server.front import Runner
+from server.front import Limits, Runner
 from server.keepalive import Sleep
 from server.serve import listen
 from tests.fakes import ASK, KEY
@@ -71,7 +71,12 @@ class Answer:
 
 @asynccontextmanager
 async def running(
-    data_dir: Path, api_base_url: str, *, sleep: Sleep = asyncio.sleep, **settings: Any
+    data_dir: Path,
+    api_base_url: str,
+    *,
+    limits: Limits | None = None,
+    sleep: Sleep = asyncio.sleep,
+    **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """The program with these settings; nothing of the person's own home is looked at."""
     home = data_dir / "home"
@@ -80,7 +85,7 @@ async def running(
     sockets = listen(config.host, 0)
     port = sockets[0].getsockname()[1]
     parts = build(config, port, sleep=sleep)
-    runner = Runner(parts.app, shutdown_timeout=1.0)
+    runner = Runner(parts.app, limits=limits, shutdown_timeout=1.0)
     await runner.setup()
     for made in sockets:
         await web.SockSite(runner, made).start()

@@ -79,6 +79,29 @@ async def test_a_dead_kept_connection_costs_no_request(upstream):
             answer.close()
 
 
+async def test_many_dead_kept_connections_cost_no_request(upstream):
+    served = set()
+    together = asyncio.Barrier(5)
+
+    async def answer_once(reader, writer):
+        if writer in served:
+            return writer.close()
+        served.add(writer)
+        if len(served) <= 5:
+            await together.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async def ask(url):
+        answer = await post(upstream, url)
+        assert await answer.read_all(PATIENCE) == b"{}"
+        answer.close()
+
+    async with raw_upstream(answer_once) as url:
+        await asyncio.gather(*(ask(url) for _ in range(5)))
+        for _ in range(5):
+            await ask(url)
+
+
 async def test_a_fresh_connection_closed_without_an_answer_is_not_tried_again(upstream):
     tries = []
 
