@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from aiohttp import hdrs, web
 
-from server import __version__
+from server import __version__, guard
 from server.accounts import Accounts
 from server.attempt import Asked
 from server.clients import Client, ClientKeys, required
@@ -27,12 +27,11 @@ from server.relay import Relay
 from server.reply import Reply, Stream
 from server.request import ChatRequest
 from server.trace import TraceRecorder
-from server.upstream import Upstream
+from server.upstream import Patience, Upstream
 from server.usage import Receipt, Receipts
 
 MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
 LIST_SECONDS = 5.0  # patience for the live list of models
-STALLED_SECONDS = 120.0  # a front end that reads nothing for so long is given up
 STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 # What a stored credential is never used for: these speak of the account, not of a chat.
@@ -56,7 +55,7 @@ def find_door(path: str, query: str = "") -> Door | None:
     """The door a request's raw path and query string lead to; None for no address of ours.
 
     Front ends append /messages to whatever their user typed (seen with SillyTavern 1.19.0), so a missing or doubled
-    part is forgiven, and so is `?persona=NAME/messages`. A name that is none, as a part with dots or %, is no persona's.
+    part is forgiven, and so is `?persona=NAME/messages`. A name with dots or % is no persona's.
     """
     parts = [part for part in path.split("/") if part]
     if parts == ["v1"] and (
@@ -97,16 +96,19 @@ class Doors:
         base_url: str,
         recorder: TraceRecorder | None = None,
         *,
+        patience: Patience,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
-        self._base_url, self._recorder, self._clock = base_url, recorder, clock
+        self._base_url, self._recorder, self._patience, self._clock = base_url, recorder, patience, clock
         self._closing = False
         self._busy = 0  # requests on the road
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._streams: set[Stream] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()  # requests whose answer has not begun
+        self._stopped = False
 
     def routes(self) -> list[web.RouteDef]:
         """/v1/messages by the short way; every other spelling and path through `any_path`."""
@@ -143,6 +145,9 @@ class Doors:
                 await self._quiet.wait()
         for stream in self._streams:
             stream.interrupt("the proxy was stopped")
+        self._stopped = True
+        for task in self._waiting:
+            task.cancel()
 
     @property
     def busy(self) -> int:
@@ -163,11 +168,11 @@ class Doors:
         chat: ChatRequest | None = None
         self._busy += 1
         self._quiet.clear()
+        task = this_task()
+        self._waiting.add(task)
         try:
             if self._closing:
-                raise ProxyError(
-                    503, "The proxy is being stopped. Start it again, then send again.", headers={"Connection": "close"}
-                )
+                raise stopping()
             if wrong := wrong_type(request.headers):
                 raise wrong
             client = self.who_asks(request.headers)
@@ -190,6 +195,7 @@ class Doors:
             if reply.stream is None:
                 receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
                 return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            self._waiting.discard(task)
             return await self._stream(request, reply, reply.stream, receipt, begun)
         except ProxyError as error:
             receipt.status = error.status
@@ -197,10 +203,15 @@ class Doors:
             error.headers["x-receipt"] = receipt.id
             raise
         except asyncio.CancelledError:
+            if self._stopped and task in self._waiting:
+                task.uncancel()
+                receipt.status, receipt.ended = 503, "error"
+                raise stopping() from None
             receipt.status = receipt.status or 499  # as nginx writes it: the front end left before an answer began
             receipt.ended = receipt.ended or "client_left"
             raise
         finally:
+            self._waiting.discard(task)
             self._busy -= 1
             if not self._busy:
                 self._quiet.set()
@@ -222,7 +233,7 @@ class Doors:
                     if receipt.ttft_ms is None:
                         receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
                     if slow(request):
-                        async with asyncio.timeout(STALLED_SECONDS):
+                        async with asyncio.timeout(self._patience.reader):
                             await response.write(chunk)
                     else:
                         await response.write(chunk)
@@ -278,6 +289,17 @@ class Doors:
         return json_response(
             {"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice}
         )
+
+
+def this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a handler runs in a task")
+    return task
+
+
+def stopping() -> ProxyError:
+    return ProxyError(503, "The proxy is being stopped. Start it again, then send again.", headers=guard.CLOSE)
 
 
 async def other_methods(request: web.Request) -> set[str]:

@@ -37,13 +37,12 @@ from server.relay import Relay
 from server.rewrite import Options
 from server.signin import SignIn
 from server.trace import TraceRecorder
-from server.upstream import Upstream, UpstreamFailed
+from server.upstream import Patience, Upstream, UpstreamFailed
 from server.usage import Receipts
 
 log = logging.getLogger(__name__)
 
 KEY_CHECK_SECONDS = 8.0
-IDLE_SECONDS = 90.0  # the longest silence between two events of a reply
 
 
 class StartRefused(Exception):
@@ -61,9 +60,16 @@ class Parts:
     first_key: str = ""
 
 
-def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, sleep: Sleep = asyncio.sleep) -> Parts:
+def build(
+    config: Config,
+    port: int,
+    *,
+    patience: Patience | None = None,
+    clock: Callable[[], float] = time.time,
+    sleep: Sleep = asyncio.sleep,
+) -> Parts:
     """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
-    data_dir = config.data_dir.expanduser()
+    data_dir, patience = config.data_dir.expanduser(), patience or Patience()
     warnings = prepare_folder(data_dir)
     keys = ClientKeys(data_dir, clock=clock)
     first_key = keys.first_key(make=config.make_first_key)
@@ -87,10 +93,10 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     journal = Journal(data_dir / "state.sqlite", now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if config.cache_planner else None
-    upstream = Upstream()
+    upstream = Upstream(patience)
     relay = Relay(
         accounts,
-        Attempts(upstream, idle=IDLE_SECONDS, explain=config.explain_in_chat),
+        Attempts(upstream, patience, explain=config.explain_in_chat),
         live,
         lessons,
         planner,
@@ -108,7 +114,20 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     if recorder:
         warnings = [*warnings, recorder.warning]
         log.warning("%s", recorder.warning)
-    doors = Doors(config, keys, accounts, live, personas, receipts, upstream, relay, base_url, recorder, clock=clock)
+    doors = Doors(
+        config,
+        keys,
+        accounts,
+        live,
+        personas,
+        receipts,
+        upstream,
+        relay,
+        base_url,
+        recorder,
+        patience=patience,
+        clock=clock,
+    )
 
     app = web.Application(client_max_size=MAX_BODY)
     rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
