@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ from server.learned import Live
 from server.presets import NAME, Personas
 from server.relay import Relay
 from server.reply import Reply, Stream
-from server.request import ChatRequest
+from server.request import LARGE, ChatRequest
 from server.trace import TraceRecorder
 from server.upstream import Patience, Upstream
 from server.usage import Receipt, Receipts
@@ -178,13 +179,15 @@ class Doors:
             client = self.who_asks(request.headers)
             receipt.key = client.name
             self._upstream.warm(self._base_url)
-            chat = ChatRequest.parse(
+            parse = partial(
+                ChatRequest.parse,
                 await read_body(request),
                 persona=door.persona,
                 version=request.headers.get("anthropic-version", ""),
                 betas=",".join(request.headers.getall("anthropic-beta", ())),
                 counting=door.counting,
             )
+            chat = await asyncio.to_thread(parse) if len(parse.args[0]) > LARGE else parse()
             receipt.model = chat.model
             path = "/v1/messages/count_tokens" if door.counting else "/v1/messages"
             reply = await self._relay.exchange(Asked(client, chat, request.headers, path, receipt))

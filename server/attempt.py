@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from server.clients import Client
 from server.errors import type_of
 from server.explain import Refusal
 from server.reply import Reply, Stream, book, explained
-from server.request import ChatRequest
+from server.request import LARGE, ChatRequest
 from server.sse import EventTooLarge, Meter, WholeEvents
 from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstream, UpstreamFailed
 from server.usage import Receipt
@@ -49,7 +50,7 @@ class Attempts:
     async def make(self, asked: Asked, sent: ChatRequest, credential: Credential, begun: Begun) -> Reply | Refusal:
         """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned, and
         `begun` was told what it says of its prompt."""
-        body = orjson.dumps(sent.body)
+        body = await asyncio.to_thread(orjson.dumps, sent.body) if sent.size > LARGE else orjson.dumps(sent.body)
         headers = headers_for(sent, credential, asked.headers)
         answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
         kept = False

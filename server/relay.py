@@ -26,7 +26,7 @@ from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
 from server.lesson import images_of
 from server.presets import Persona, Personas
 from server.reply import Reply
-from server.request import Change, ChatRequest
+from server.request import LARGE, Change, ChatRequest
 from server.retry import STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
 from server.rewrite.ttl import ttl_is_stripped
@@ -156,7 +156,7 @@ class Relay:
             anthropic_upstream=self._is_anthropic(credential.base_url),
             now=self._clock(),
         )
-        if any(images_of(request.body["messages"])):  # a picture that must be saved anew takes its time
+        if request.size > LARGE or any(images_of(request.body["messages"])):  # pictures may have to be saved anew
             sent = await asyncio.to_thread(rewrite, request, context)
         else:
             sent = rewrite(request, context)
