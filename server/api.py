@@ -33,7 +33,7 @@ from server.usage import Receipt, Receipts
 
 MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
 LIST_SECONDS = 5.0  # patience for the live list of models
-STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly
+STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly (asyncio waits from 64 KiB on)
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 # What a stored credential is never used for: these speak of the account, not of a chat.
 PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
@@ -235,7 +235,7 @@ class Doors:
                 async for chunk in chunks:
                     if receipt.ttft_ms is None:
                         receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
-                    if slow(request):
+                    if slow(request) or len(chunk) > STALLED_BYTES:
                         async with asyncio.timeout(self._patience.reader):
                             await response.write(chunk)
                     else:

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
 
 REST_SECONDS = 60.0  # for a 429 that does not say
+FAILING_SECONDS = 30.0  # an account whose upstream failed comes last
 REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
 
 
@@ -102,6 +104,7 @@ class Relay:
             KeepAlive(planner, self._ping, clock=clock, sleep=sleep) if planner is not None and pings else None
         )
         self._budget = Budget()
+        self._failing: dict[str, float] = {}  # accounts whose upstream is down, and until when others go before them
 
     async def close(self) -> None:
         if self._keep_alive is not None:
@@ -124,7 +127,9 @@ class Relay:
                 outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked.receipt))
             except UpstreamFailed as error:
                 self._failed(plan)
-                if not error.unsent or not await self._wait(journey, {}):
+                if error.unanswered and (other := await self._elsewhere(asked, credential, journey)):
+                    credential = other
+                elif not error.unsent or not await self._wait(journey, {}):
                     raise
                 continue
             if isinstance(outcome, Reply):
@@ -137,8 +142,13 @@ class Relay:
             if other := await self._other(asked, outcome, credential, journey):
                 credential = other
                 continue
-            if outcome.status not in STATUSES or not await self._wait(journey, outcome.headers):
+            if outcome.status not in STATUSES:
                 raise PassedOn(outcome, self._clock())
+            if await self._wait(journey, outcome.headers):
+                continue
+            if not (other := await self._elsewhere(asked, credential, journey)):
+                raise PassedOn(outcome, self._clock())
+            credential = other
 
     async def _prepare(
         self, request: ChatRequest, credential: Credential, journey: Journey
@@ -231,24 +241,40 @@ class Relay:
             self._planner.failed(plan)
 
     async def _choose(self, asked: Asked, journey: Journey) -> Credential:
-        return await self._accounts.credential(tried=journey.tried, shared_only=not asked.client.own)
+        """Who pays: rather an account whose upstream worked lately."""
+        now, shared_only = self._clock(), not asked.client.own
+        self._failing = {name: until for name, until in self._failing.items() if now < until <= now + FAILING_SECONDS}
+        if self._failing:
+            with suppress(ProxyError):
+                return await self._accounts.credential(tried={*journey.tried, *self._failing}, shared_only=shared_only)
+        return await self._accounts.credential(tried=journey.tried, shared_only=shared_only)
+
+    async def _elsewhere(self, asked: Asked, failed: Credential, journey: Journey) -> Credential | None:
+        """Another account to try at once where one's upstream is down; None when there is none."""
+        if journey.guest:
+            return None
+        self._failing[failed.account_id] = self._clock() + FAILING_SECONDS
+        return await self._next(asked, failed, journey)
 
     async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey) -> Credential | None:
-        """Another credential to try at once after a 401 or 429; None when this refusal is the last word."""
+        """Another credential to try at once after a 401, 402, 403 or 429; None when this refusal is the last word."""
         if journey.guest:
             return None
         if refusal.status == 401:
             if renewed := await self._accounts.after_401(refused):
                 return renewed
-        elif refusal.status == 429:
+        elif refusal.status in (402, 429):
             self._rest(refused, refusal)
-        else:
+        elif refusal.status != 403:
             return None
-        journey.tried.add(refused.account_id)
+        return await self._next(asked, refused, journey)
+
+    async def _next(self, asked: Asked, tried: Credential, journey: Journey) -> Credential | None:
+        journey.tried.add(tried.account_id)
         try:
             return await self._choose(asked, journey)
         except ProxyError as error:
-            log.info("No other account after a %d: %s", refusal.status, error)
+            log.info("No other account: %s", error)
             return None
 
     async def _wait(self, journey: Journey, headers: Mapping[str, str]) -> bool:
@@ -262,7 +288,7 @@ class Relay:
 
     def _rest(self, credential: Credential, refusal: Refusal) -> None:
         """Let the account rest until its limit ends; after a spend cap, until its owner wakes it."""
-        if refusal.code.endswith("spend_limit_reached"):
+        if refusal.status == 402 or refusal.code.endswith("spend_limit_reached"):
             self._accounts.rest(credential.account_id, math.inf, refusal.message)
             return
         now = self._clock()

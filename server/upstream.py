@@ -8,11 +8,13 @@ import logging
 import socket
 import zlib
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from server import __version__
@@ -40,11 +42,12 @@ class Patience:
 
 
 class UpstreamFailed(ProxyError):
-    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request."""
+    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request. `unanswered`: not a
+    byte of an answer came."""
 
-    def __init__(self, status: int, message: str, *, unsent: bool = False) -> None:
+    def __init__(self, status: int, message: str, *, unsent: bool = False, unanswered: bool = False) -> None:
         super().__init__(status, message)
-        self.unsent = unsent
+        self.unsent, self.unanswered = unsent, unsent or unanswered
 
 
 class Broken(Exception):
@@ -171,6 +174,33 @@ def _seen(closed: asyncio.Future[None]) -> None:
         closed.exception()
 
 
+used_before: ContextVar[bool] = ContextVar("used_before")
+
+
+class Connections(aiohttp.TCPConnector):
+    """Notes, for the task that asks, whether the connection it got has carried a request before: only such a one may
+    have died in silence. One opened ahead has not."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._used: WeakSet[Any] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- the name is aiohttp's
+    ) -> Any:
+        connection = await super().connect(req, traces, timeout)
+        used_before.set(connection.protocol in self._used)
+        self._used.add(connection.protocol)
+        return connection
+
+    async def open_ahead(self, likeness: aiohttp.ClientRequest, patience: aiohttp.ClientTimeout) -> None:
+        connection = await super().connect(likeness, [], patience)
+        connection.release()
+
+
 class Upstream:
     """The connections to Anthropic-schema endpoints, kept warm for minutes."""
 
@@ -185,15 +215,12 @@ class Upstream:
         self._fresh = self._make_session(force_close=True)
 
     def _make_session(self, **kept: Any) -> aiohttp.ClientSession:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept),
+            connector=Connections(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept),
             timeout=aiohttp.ClientTimeout(total=None, connect=self._patience.connect),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
-            trace_configs=[trace],
         )
 
     async def close(self) -> None:
@@ -212,19 +239,17 @@ class Upstream:
     async def _warm(self, base_url: str) -> bool:
         """Whether the time to connect did suffice."""
         session = opened(self._session)
-        if session.connector is None:
-            return True
+        connections = session.connector
+        if not isinstance(connections, Connections):
+            return True  # closed meanwhile
         # Never sent: it names the connection that a real request will ask the pool for.
         likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
         try:
-            async with asyncio.timeout(self._patience.connect):
-                connection = await session.connector.connect(likeness, [], session.timeout)
+            await connections.open_ahead(likeness, session.timeout)
         except TimeoutError:
             return False
         except (aiohttp.ClientError, OSError) as error:
             log.debug("No connection ahead of the request: %s", reason(error))
-        else:
-            connection.release()
         return True
 
     async def send(
@@ -245,7 +270,7 @@ class Upstream:
     async def _attempt(
         self, session: aiohttp.ClientSession, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        trace = SimpleNamespace(reused=False)
+        used_before.set(False)
         try:
             async with asyncio.timeout(self._patience.first_byte):
                 response = await session.request(
@@ -255,15 +280,16 @@ class Upstream:
                     headers=headers,
                     allow_redirects=False,
                     skip_auto_headers=("User-Agent", "Content-Type"),
-                    trace_request_ctx=trace,
                 )
         except (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, aiohttp.ClientOSError) as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise refused(url, error) from error
-            if trace.reused:
+            if used_before.get():
                 raise _StaleConnection from error
             raise UpstreamFailed(
-                502, f"The upstream closed the connection without an answer ({reason(error)}). Try again."
+                502,
+                f"The upstream closed the connection without an answer ({reason(error)}). Try again.",
+                unanswered=True,
             ) from error
         except TimeoutError as error:  # aiohttp's connect timeouts are TimeoutErrors too
             if isinstance(error, aiohttp.ServerTimeoutError):
@@ -307,10 +333,6 @@ def watchful_socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 class _StaleConnection(Exception):
     """A connection kept from an earlier turn was dead; nothing came back on it."""
-
-
-async def _note_reuse(session: Any, context: SimpleNamespace, params: Any) -> None:
-    context.trace_request_ctx.reused = True
 
 
 def connect_timeout(url: URL) -> UpstreamFailed:
