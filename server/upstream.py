@@ -26,6 +26,7 @@ USER_AGENT = f"tavern-proxy/{__version__}"
 MAX_BODY = 64 * 1024 * 1024  # bytes of a plain reply
 MAX_UNPACKED = 16 * 1024 * 1024  # bytes of one that came packed, although nobody asked for that
 PIECE = 256 * 1024  # bytes unpacked at a time
+READ = 16 * 1024  # bytes read at a time; a front end that reads slowly leaves no more than some of them waiting
 LARGE = 2**20  # bytes; aiohttp wants larger bodies as files
 KEEP_ALIVE = 300.0  # seconds an idle connection waits for the next turn; people think for minutes
 
@@ -96,10 +97,10 @@ class Answer:
 
     async def _read(self, patience: float) -> bytes:
         try:
-            if chunk := self._content.read_nowait():
+            if chunk := self._content.read_nowait(READ):
                 return chunk
             async with asyncio.timeout(patience):
-                return await self._content.readany()
+                return await self._content.read(READ)
         except TimeoutError:
             raise Silence from None
         except (aiohttp.ClientError, OSError) as error:
@@ -220,6 +221,7 @@ class Upstream:
             timeout=aiohttp.ClientTimeout(total=None, connect=self._patience.connect),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            read_bufsize=READ,
             trust_env=False,
         )
 
