@@ -88,7 +88,11 @@ class Prompt:
 
     def shared(self, other: Prompt) -> int:
         """How many blocks, from the start, are the same in both; settings aside."""
-        return bisect_left(range(min(len(self), len(other))), True, key=lambda i: self.chain[i] != other.chain[i])
+        one, two = self.chain, other.chain
+        most = min(len(one), len(two))
+        if most and one[most - 1] == two[most - 1]:
+            return most  # as in a chat that only grew
+        return bisect_left(range(most), True, key=lambda i: one[i] != two[i])
 
     def likeness(self, other: Prompt) -> float:
         """The share of this prompt, by bytes, that stands anywhere in the other one."""
