@@ -107,7 +107,7 @@ def draft(
     helps: Helps = NO_HELPS,
 ) -> tuple[ChatRequest, Plan]:
     """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run."""
-    removed = marks_in(request.body)
+    removed = marks_in(request.body) if request.is_marked else 0
     bare = replace(request, body=without_marks(request.body)) if removed else request
 
     def read(helped: ChatRequest) -> tuple[Prompt, dict[int, Kept], dict[int, Held]]:

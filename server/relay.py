@@ -24,7 +24,6 @@ from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy, rests_until
 from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
-from server.lesson import images_of
 from server.presets import Persona, Personas
 from server.reply import Reply
 from server.request import LARGE, Change, ChatRequest
@@ -166,7 +165,7 @@ class Relay:
             anthropic_upstream=self._is_anthropic(credential.base_url),
             now=self._clock(),
         )
-        if request.size > LARGE or any(images_of(request.body["messages"])):  # pictures may have to be saved anew
+        if request.size > LARGE or request.has("image"):  # pictures may have to be saved anew
             sent = await asyncio.to_thread(rewrite, request, context)
         else:
             sent = rewrite(request, context)

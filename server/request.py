@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -51,6 +52,34 @@ class ChatRequest:
     @property
     def streams(self) -> bool:
         return self.body.get("stream") is True
+
+    @cached_property
+    def shapes(self) -> frozenset[tuple[str, ...]]:
+        """The shapes of the blocks in its messages, those inside tool results too: their type, then their keys.
+
+        Read in one pass, so that a step sees without one of its own that there is nothing for it to do.
+        """
+        found = set()
+        for message in self.body["messages"]:
+            content = message.get("content")
+            for block in content if isinstance(content, list) else ():
+                found.add((block.get("type"), *block))
+                inner = block.get("content") if block.get("type") == "tool_result" else None
+                for part in inner if isinstance(inner, list) else ():
+                    if isinstance(part, dict):
+                        found.add((str(part.get("type")), *part))
+        return frozenset(found)
+
+    def has(self, *kinds: str) -> bool:
+        """Whether a block of one of these types stands in its messages, inside tool results too."""
+        return any(shape[0] in kinds for shape in self.shapes)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it carries `cache_control` anywhere."""
+        system = self.body.get("system")
+        things = [self.body, *(self.body.get("tools") or ()), *(system if isinstance(system, list) else ())]
+        return any("cache_control" in thing for thing in things) or any("cache_control" in s[1:] for s in self.shapes)
 
     def but(self, name: str, detail: str, **body: Any) -> ChatRequest:
         """A copy with these body keys set, and the change noted under `name`."""

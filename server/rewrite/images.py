@@ -33,9 +33,9 @@ def fit_images(request: ChatRequest, context: Context) -> ChatRequest:
     are saved as PNG or JPEG, too large ones shrunk, and a short note stands in for what cannot be mended, so that one
     picture never bricks a chat."""
     messages = request.body["messages"]
-    count = sum(1 for _ in images_of(messages))
-    if not count or context.model_of(request) is None:
+    if not request.has("image") or context.model_of(request) is None:
         return request
+    count = sum(1 for _ in images_of(messages))
     refused = {digest for value in context.learned(request, "image") for digest in value.split()}
     pixels = [MOST_PIXELS_AMONG_MANY if count > MANY else MOST_PIXELS]
     pixels += [int(value) for value in context.learned(request, "image_pixels")]
@@ -51,7 +51,7 @@ def fit_images(request: ChatRequest, context: Context) -> ChatRequest:
         try:
             if seen <= too_many:
                 raise Hopeless("the model takes no more of them" if too_many < count else "the model takes none")
-            if image_digest(block) in refused:
+            if refused and image_digest(block) in refused:
                 raise Hopeless("Claude refused it before")
             source, what = fitted(block.get("source"), min(pixels))
         except Hopeless as error:
