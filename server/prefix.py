@@ -148,9 +148,11 @@ def read_prompt(body: Mapping[str, Any], model: Model, scope: str, digests: Dige
     drop = old_thinking(body["messages"]) if model.strips_old_thinking else ()
     places, roles, markable, own, size = [], [], [], [], []
     total = 0
-    every = list(blocks(body))
-    for place, role, block in every:
+    special = []  # in messages: more than a text
+    for place, role, block in blocks(body):
         part, kind = place.part, block.get("type", "custom")
+        if part == "messages" and (kind != "text" or len(block) > 2):
+            special.append(block)
         if kind in THOUGHTS and place.message in drop:
             continue
         one, weight = digests.of(part, role, kind, block)
@@ -161,7 +163,7 @@ def read_prompt(body: Mapping[str, Any], model: Model, scope: str, digests: Dige
         own.append(one)
         size.append(total)
     payer = keyed(digests.secret, scope.encode())
-    settings = settings_of(body, model, [block for place, _, block in every if place.part == "messages"])
+    settings = settings_of(body, model, special)
     return Prompt(
         payer=payer,
         model=model.id,
@@ -207,8 +209,9 @@ def blocks(body: Mapping[str, Any]) -> Iterator[tuple[Place, str, Mapping[str, A
     for j, block in parts(body.get("system")):
         yield Place("system", -1, j), "", block
     for i, message in enumerate(body["messages"]):
-        for j, block in parts(message.get("content")):
-            yield Place("messages", i, j), message["role"], block
+        role, content = message["role"], message.get("content")
+        for j, block in enumerate(content) if isinstance(content, list) else parts(content):
+            yield Place("messages", i, j), role, block
 
 
 def parts(content: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -237,7 +240,8 @@ def can_carry_mark(part: str, role: str, kind: str, block: Mapping[str, Any]) ->
     if role == "system":
         return False
     if kind == "text":
-        return bool(block["text"].strip())
+        text = block["text"]
+        return bool(text) and not text.isspace()
     if part == "messages":
         return kind in MARKABLE or kind.endswith("_tool_result")
     return not is_web_search(block) and not block.get("defer_loading")
@@ -254,12 +258,14 @@ def old_thinking(messages: list[dict[str, Any]]) -> range:
     return range(next(ordinary, 0))
 
 
-def settings_of(body: Mapping[str, Any], model: Model, every: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The settings that count in each part besides its content, of a body with these blocks in its messages. A default
-    that is named counts as one left out."""
-    inner = [part for block in every if isinstance(block.get("content"), list) for part in block["content"]]
-    cites = any(cites_sources(block) for block in every)
-    images = any(isinstance(block, dict) and block.get("type") == "image" for block in (*every, *inner))
+def settings_of(
+    body: Mapping[str, Any], model: Model, special: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """The settings that count in each part besides its content, of a body with these blocks, and texts, in its
+    messages. A default that is named counts as one left out."""
+    inner = [part for block in special if isinstance(block.get("content"), list) for part in block["content"]]
+    cites = any(cites_sources(block) for block in special)
+    images = any(isinstance(block, dict) and block.get("type") == "image" for block in (*special, *inner))
     thinking = body.get("thinking") or {"type": "adaptive" if model.thinks_by_default else "disabled"}
     effort = (body.get("output_config") or {}).get("effort") or model.default_effort
     choice = body.get("tool_choice") or {"type": "auto"}

@@ -185,7 +185,7 @@ def require_messages_shape(body: dict[str, Any]) -> None:
             raise ProxyError(400, f"messages.{i}: must be an object with role and content.")
         if message.get("role") not in ("user", "assistant", "system"):
             raise ProxyError(400, f"messages.{i}.role: must be user, assistant or system.")
-        require_content(message.get("content"), f"messages.{i}.content")
+        require_content(message.get("content"), "messages", i, "content")
     system = body.get("system")
     if system is not None:
         require_content(system, "system")
@@ -202,13 +202,18 @@ def require_messages_shape(body: dict[str, Any]) -> None:
             raise ProxyError(400, f"{key}: must be a list.")
 
 
-def require_content(content: Any, field: str) -> None:
+def require_content(content: Any, *path: str | int) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list):
-        raise ProxyError(400, f"{field}: must be text or a list of content blocks.")
+        raise ProxyError(400, f"{dotted(*path)}: must be text or a list of content blocks.")
     for i, block in enumerate(content):
         if not isinstance(block, dict) or not isinstance(block.get("type"), str):
-            raise ProxyError(400, f"{field}.{i}: must be a content block with a type.")
+            raise ProxyError(400, f"{dotted(*path, i)}: must be a content block with a type.")
         if block["type"] == "text" and not isinstance(block.get("text"), str):
-            raise ProxyError(400, f"{field}.{i}.text: must be text.")
+            raise ProxyError(400, f"{dotted(*path, i)}.text: must be text.")
+
+
+def dotted(*path: str | int) -> str:
+    """Where in a body, as Anthropic's errors say it: messages.0.content."""
+    return ".".join(map(str, path))

@@ -21,6 +21,8 @@ MOST_BYTES = 5 * 1024 * 1024  # of base64, as it stands in the request
 MOST_PIXELS, MOST_PIXELS_AMONG_MANY, MANY = 8_000, 2_000, 20
 SHARPEST = 2_576  # pixels on the longer side; what is larger is scaled down upstream before Claude sees it
 BOMB = 100_000_000  # pixels in all; more is no picture for a chat, and unpacking it could fill the memory
+LOOKED_AT: dict[tuple[int, int], tuple[str, int]] = {}
+MOST_LOOKED_AT = 1_000
 NOTE = "[A picture stood here. It could not be sent: {}.]"
 
 
@@ -85,10 +87,8 @@ def fitted(source: Any, most_pixels: int) -> tuple[dict[str, Any], str]:
     given = source.get("data")
     if not isinstance(given, str):
         raise Hopeless("it has no content")
-    data, raw = decoded(given)
-    kind = kind_of(raw)
-    media_type = TAKEN.get(kind, "")
-    if media_type and len(data) <= MOST_BYTES and 0 < max(size_of(raw, kind)) <= most_pixels:
+    data, media_type, pixels = looked_at(given)
+    if media_type and len(data) <= MOST_BYTES and 0 < pixels <= most_pixels:
         new = {"type": "base64", "media_type": media_type, "data": data}
         if new == source:
             return source, ""
@@ -102,6 +102,25 @@ def fitted(source: Any, most_pixels: int) -> tuple[dict[str, Any], str]:
         "media_type": media_type,
         "data": data,
     }, f"saved a picture anew, at most {most_pixels:,} pixels wide"
+
+
+def looked_at(given: str) -> tuple[str, str, int]:
+    """The picture as plain base64, its media type ("" for one that is not taken) and its longer side in pixels.
+
+    Front ends send the same pictures with every turn, so the answer is kept, by length and Python's own keyed hash.
+    Raises Hopeless.
+    """
+    key = (len(given), hash(given))
+    if key in LOOKED_AT:
+        return given, *LOOKED_AT[key]
+    data, raw = decoded(given)
+    kind = kind_of(raw)
+    found = TAKEN.get(kind, ""), max(size_of(raw, kind))
+    if data is given:
+        if len(LOOKED_AT) >= MOST_LOOKED_AT:
+            LOOKED_AT.clear()
+        LOOKED_AT[key] = found
+    return data, *found
 
 
 def decoded(text: str) -> tuple[str, bytes]:
