@@ -17,6 +17,8 @@ from aiohttp import hdrs, web
 from server import __version__
 from server.accounts import Accounts
 from server.attempt import Asked
+from server.books import Books
+from server.chats import Chat, Chats
 from server.clients import Client, ClientKeys, required
 from server.config import Config
 from server.errors import ProxyError
@@ -92,6 +94,8 @@ class Doors:
         live: Live,
         personas: Personas,
         receipts: Receipts,
+        books: Books,
+        chats: Chats,
         upstream: Upstream,
         relay: Relay,
         base_url: str,
@@ -101,6 +105,7 @@ class Doors:
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
+        self._books, self._chats = books, chats
         self._base_url, self._recorder, self._clock = base_url, recorder, clock
         self._closing = False
         self._busy = 0  # requests on the road
@@ -157,10 +162,12 @@ class Doors:
         return self._keys.authenticate(headers, required=self.key_needed)
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
-        receipt = Receipt(at=self._clock(), persona=door.persona)
+        receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona)
+        client: Client | None = None
+        asked: ChatRequest | None = None
+        chat: Chat | None = None
         request[REQUEST_ID] = receipt.id
         begun = time.monotonic()
-        chat: ChatRequest | None = None
         self._busy += 1
         self._quiet.clear()
         try:
@@ -171,18 +178,20 @@ class Doors:
             if wrong := wrong_type(request.headers):
                 raise wrong
             client = self.who_asks(request.headers)
-            receipt.key = client.name
+            receipt.key_id, receipt.key = client.key_id, client.name
             self._upstream.warm(self._base_url)
-            chat = ChatRequest.parse(
+            asked = ChatRequest.parse(
                 await read_body(request),
                 persona=door.persona,
                 version=request.headers.get("anthropic-version", ""),
                 betas=",".join(request.headers.getall("anthropic-beta", ())),
                 counting=door.counting,
             )
-            receipt.model = chat.model
+            receipt.model = asked.model
+            if not door.counting and (chat := self._chats.recognise(asked.body, client.key_id, receipt.at)):
+                receipt.chat = chat.id
             path = "/v1/messages/count_tokens" if door.counting else "/v1/messages"
-            reply = await self._relay.exchange(Asked(client, chat, request.headers, path, receipt))
+            reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt))
             receipt.status = reply.status
             reply.headers["x-receipt"] = receipt.id
             if receipt.cache:
@@ -206,8 +215,10 @@ class Doors:
                 self._quiet.set()
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
             self._receipts.add(receipt)
-            if self._recorder is not None and chat is not None and not chat.counting:
-                self._recorder.record(receipt.at, request.path, chat, receipt.usage)
+            if self._recorder is not None and asked is not None and not asked.counting:
+                self._recorder.record(receipt.at, request.path, asked, receipt.usage)
+            if client is not None:  # a stranger leaves no trace on the disk
+                self._books.add(receipt, chat)
             log.info("%s", receipt.line())
 
     async def _stream(

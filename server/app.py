@@ -18,8 +18,10 @@ from server import guard, pages
 from server.accounts import Accounts, ClaudeCodeSettings, Credential
 from server.api import MAX_BODY, Doors
 from server.attempt import Attempts, refusal_of
+from server.books import Books
 from server.cache_memory import CacheMemory, Journal
 from server.cache_planner import CachePlanner, Helps
+from server.chats import Chats
 from server.clients import ClientKeys
 from server.config import TOP, Config
 from server.errors import ProxyError
@@ -29,6 +31,7 @@ from server.learned import Lessons, Live
 from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
+from server.pages import books as book_pages
 from server.pages import keys as key_pages
 from server.pages import page
 from server.practice.app import create_practice
@@ -65,11 +68,15 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
     data_dir = config.data_dir.expanduser()
     warnings = prepare_folder(data_dir)
+    models = Models.load()
+    books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
     keys = ClientKeys(data_dir, clock=clock)
     first_key = keys.first_key(make=config.make_first_key)
-    refuse_open_doors(config, keys)
+    if refusal := open_doors(config, keys):
+        keys.close()
+        books.close()
+        raise refusal
 
-    models = Models.load()
     personas = Personas(TOP / "presets")
     receipts = Receipts(models)
     oauth = oauth_settings(config)
@@ -108,7 +115,10 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     if recorder:
         warnings = [*warnings, recorder.warning]
         log.warning("%s", recorder.warning)
-    doors = Doors(config, keys, accounts, live, personas, receipts, upstream, relay, base_url, recorder, clock=clock)
+    chats = Chats(owner.admin_token.encode(), books.chats())
+    doors = Doors(
+        config, keys, accounts, live, personas, receipts, books, chats, upstream, relay, base_url, recorder, clock=clock
+    )
 
     app = web.Application(client_max_size=MAX_BODY)
     rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
@@ -124,11 +134,14 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     app[page.WARNINGS] = lambda: [
         *warnings,
         *keys.warnings,
+        *books.warnings,
         *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
     ]
     app[key_pages.KEYS] = keys
-    app[key_pages.RECEIPTS] = receipts
+    app[book_pages.RECEIPTS] = receipts
+    app[book_pages.BOOKS] = books
     pages.attach(app)
+    app.add_routes(book_pages.routes())
     app.add_routes(key_pages.routes())
     app.add_routes(doors.routes())
 
@@ -148,6 +161,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         if recorder:
             recorder.close()
         lessons.close()
+        books.close()
         if practice:
             await practice.stop()
         keys.close()
@@ -210,14 +224,14 @@ def prepare_folder(data_dir: Path) -> list[str]:
     return warnings
 
 
-def refuse_open_doors(config: Config, keys: ClientKeys) -> None:
-    """Beyond this computer nothing is served without a client key. Raises StartRefused."""
-    if config.listens_beyond_loopback and not keys.any():
-        keys.close()
-        raise StartRefused(
-            f"host={config.host} would open the proxy to your network, but there is no client key yet. "
-            "Start it once with host left blank, make a key on the start page, then set host again."
-        )
+def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
+    """Beyond this computer nothing is served without a client key."""
+    if not config.listens_beyond_loopback or keys.any():
+        return None
+    return StartRefused(
+        f"host={config.host} would open the proxy to your network, but there is no client key yet. "
+        "Start it once with host left blank, make a key on the start page, then set host again."
+    )
 
 
 def key_check(upstream: Upstream) -> Callable[[str, str], Awaitable[str]]:

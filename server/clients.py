@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ProxyError
-from server.files import set_aside, write_private
+from server.files import set_aside_database, write_private
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class ClientKeys:
         try:
             self._db = self._open(path)
         except sqlite3.DatabaseError as error:
-            aside = set_aside(path, clock())
+            aside = set_aside_database(path, clock())
             self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
             log.warning("%s", self.warnings[0])
             self._db = self._open(path)

@@ -277,7 +277,7 @@ class Relay:
         receipt.attempts += 1
         receipt.model = sent.model
         receipt.changes = (*sent.changes, *journey.changes)
-        receipt.account = self._payer(credential)
+        receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
 
     def _payer(self, credential: Credential) -> str:
         if credential.account_id:

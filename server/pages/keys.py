@@ -1,4 +1,4 @@
-"""The owner's API for client keys and receipts."""
+"""The owner's API for client keys."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from server.errors import ProxyError
 from server.guard import expect
 from server.pages.accounts import account_name
 from server.pages.page import answer, read_object
-from server.usage import Receipts
 
 KEYS = web.AppKey("keys", ClientKeys)
-RECEIPTS = web.AppKey("receipts", Receipts)
 
 
 def routes() -> list[web.RouteDef]:
@@ -23,7 +21,6 @@ def routes() -> list[web.RouteDef]:
         web.post("/api/keys", make, expect_handler=expect),
         web.patch("/api/keys/{id}", rename, expect_handler=expect),
         web.delete("/api/keys/{id}", revoke, expect_handler=expect),
-        web.get("/api/requests", requests, expect_handler=expect),
     ]
 
 
@@ -55,14 +52,6 @@ async def revoke(request: web.Request) -> web.Response:
     if not request.app[KEYS].revoke(request.match_info["id"]):
         raise no_such_key()
     return web.Response(status=204)
-
-
-async def requests(request: web.Request) -> web.Response:
-    """GET /api/requests?limit="""
-    text = request.query.get("limit", "100")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
-        raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
-    return answer({"requests": request.app[RECEIPTS].newest(int(text))})
 
 
 def key_name(body: dict[str, Any]) -> str:
