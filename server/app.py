@@ -87,6 +87,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         base_url=base_url,
         oauth=oauth,
         claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
+        choice=config.account_choice,
         clock=clock,
     )
     owner = Owner.at(data_dir, port, clock)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -20,14 +19,15 @@ from server.cache_why import tell
 from server.clients import OWNER, Client
 from server.config import is_loopback
 from server.errors import ProxyError
-from server.explain import Refusal, is_policy, remedy, rests_until
+from server.explain import Refusal, is_policy, remedy
+from server.health import rest_after
 from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
 from server.lesson import images_of
 from server.presets import Persona, Personas
 from server.reply import Reply
 from server.request import Change, ChatRequest
-from server.retry import STATUSES, Budget, delay
+from server.retry import RETRIES, STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
@@ -37,10 +37,6 @@ from server.usage import Receipt, Receipts
 log = logging.getLogger(__name__)
 
 PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
-
-REST_SECONDS = 60.0  # for a 429 that does not say
-REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
-
 
 @dataclass(frozen=True)
 class Refused:
@@ -124,9 +120,15 @@ class Relay:
                 outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked.receipt))
             except UpstreamFailed as error:
                 self._failed(plan)
+                if error.unsent or error.unanswered:
+                    self._accounts.failed(credential.account_id)
+                    if other := await self._instead(asked, credential, journey):
+                        credential = other
+                        continue
                 if not error.unsent or not await self._wait(journey, {}):
                     raise
                 continue
+            self._accounts.heard(credential.account_id, outcome.headers, served=isinstance(outcome, Reply))
             if isinstance(outcome, Reply):
                 for model, learned in journey.lessons:  # now that they have proved right
                     self._lessons.add(credential.base_url, model, learned)
@@ -231,24 +233,45 @@ class Relay:
             self._planner.failed(plan)
 
     async def _choose(self, asked: Asked, journey: Journey) -> Credential:
-        return await self._accounts.credential(tried=journey.tried, shared_only=not asked.client.own)
+        return await self._accounts.credential(
+            tried=journey.tried, shared_only=not asked.client.own, conversation=asked.receipt.chat
+        )
 
     async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey) -> Credential | None:
-        """Another credential to try at once after a 401 or 429; None when this refusal is the last word."""
-        if journey.guest:
+        """Another credential to try at once after a refusal that is about the account; None when it is the last word.
+
+        A limit, missing credit or a refused credential puts the account aside; an overload or a 403 lets others go
+        first for a while. A 400 and a policy refusal are never tried elsewhere.
+        """
+        if journey.guest or is_policy(refusal):
             return None
-        if refusal.status == 401:
-            if renewed := await self._accounts.after_401(refused):
-                return renewed
-        elif refusal.status == 429:
-            self._rest(refused, refusal)
-        else:
+        if refusal.status == 401 and (renewed := await self._accounts.after_401(refused)):
+            return renewed
+        if (until := rest_after(refusal, self._clock())) is not None:
+            self._accounts.rest(refused.account_id, until, refusal.message)
+        if refusal.status in STATUSES:
+            self._accounts.failed(refused.account_id)
+            return await self._instead(asked, refused, journey)
+        if refusal.status == 403:
+            self._accounts.failed(refused.account_id)
+        return await self._next(asked, refused, journey) if refusal.status in (401, 402, 403, 429) else None
+
+    async def _instead(self, asked: Asked, failed: Credential, journey: Journey) -> Credential | None:
+        """Another credential after a failure that may be everybody's: counts as a retry, and none that failed too."""
+        if journey.guest or journey.retries >= RETRIES:
             return None
-        journey.tried.add(refused.account_id)
+        other = await self._next(asked, failed, journey)
+        if other is None or self._accounts.get(other.account_id).strain == "failing":
+            return None
+        journey.retries += 1
+        return other
+
+    async def _next(self, asked: Asked, before: Credential, journey: Journey) -> Credential | None:
+        journey.tried.add(before.account_id)
         try:
             return await self._choose(asked, journey)
         except ProxyError as error:
-            log.info("No other account after a %d: %s", refusal.status, error)
+            log.info("No other account: %s", error)
             return None
 
     async def _wait(self, journey: Journey, headers: Mapping[str, str]) -> bool:
@@ -259,19 +282,6 @@ class Relay:
         journey.retries += 1
         await asyncio.sleep(wait)
         return True
-
-    def _rest(self, credential: Credential, refusal: Refusal) -> None:
-        """Let the account rest until its limit ends; after a spend cap, until its owner wakes it."""
-        if refusal.code.endswith("spend_limit_reached"):
-            self._accounts.rest(credential.account_id, math.inf, refusal.message)
-            return
-        now = self._clock()
-        until = rests_until(refusal.headers, now)
-        if until is None:
-            until = now + REST_SECONDS
-        elif "anthropic-ratelimit-unified-reset" not in refusal.headers:
-            until = now + min(max(until - now, REST_LEAST), REST_MOST)
-        self._accounts.rest(credential.account_id, max(until, now + REST_LEAST), refusal.message)
 
     def _note(self, receipt: Receipt, sent: ChatRequest, credential: Credential, journey: Journey) -> None:
         receipt.attempts += 1

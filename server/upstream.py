@@ -25,11 +25,12 @@ KEEP_ALIVE = 300.0  # seconds an idle connection waits for the next turn; people
 
 
 class UpstreamFailed(ProxyError):
-    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request."""
+    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request; `unanswered`: it
+    closed the connection without a byte of an answer."""
 
-    def __init__(self, status: int, message: str, *, unsent: bool = False) -> None:
+    def __init__(self, status: int, message: str, *, unsent: bool = False, unanswered: bool = False) -> None:
         super().__init__(status, message)
-        self.unsent = unsent
+        self.unsent, self.unanswered = unsent, unanswered
 
 
 class Broken(Exception):
@@ -197,7 +198,9 @@ class Upstream:
             if trace.reused:
                 raise _StaleConnection from error
             raise UpstreamFailed(
-                502, f"The upstream closed the connection without an answer ({reason(error)}). Try again."
+                502,
+                f"The upstream closed the connection without an answer ({reason(error)}). Try again.",
+                unanswered=True,
             ) from error
         except TimeoutError as error:  # aiohttp's connect timeouts are TimeoutErrors too
             if isinstance(error, aiohttp.ServerTimeoutError):
