@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
 
+
 @dataclass(frozen=True)
 class Refused:
     """A request as it was sent, and the 400 it got."""
