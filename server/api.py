@@ -16,8 +16,8 @@ from aiohttp import hdrs, web
 
 from server import __version__
 from server.accounts import Accounts
-from server.attempt import Asked
-from server.books import Books
+from server.attempt import COUNT_TOKENS, MESSAGES, Asked
+from server.budget import Budgets, Hold
 from server.chats import Chat, Chats
 from server.clients import Client, ClientKeys, required
 from server.config import Config
@@ -94,7 +94,7 @@ class Doors:
         live: Live,
         personas: Personas,
         receipts: Receipts,
-        books: Books,
+        budgets: Budgets,
         chats: Chats,
         upstream: Upstream,
         relay: Relay,
@@ -105,7 +105,7 @@ class Doors:
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
-        self._books, self._chats = books, chats
+        self._budgets, self._chats = budgets, chats
         self._base_url, self._recorder, self._clock = base_url, recorder, clock
         self._closing = False
         self._busy = 0  # requests on the road
@@ -163,7 +163,7 @@ class Doors:
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
         receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona)
-        client: Client | None = None
+        hold: Hold | None = None
         asked: ChatRequest | None = None
         chat: Chat | None = None
         request[REQUEST_ID] = receipt.id
@@ -179,6 +179,8 @@ class Doors:
                 raise wrong
             client = self.who_asks(request.headers)
             receipt.key_id, receipt.key = client.key_id, client.name
+            hold = self._budgets.open(client.key_id, client.limits)
+            client.check_persona(door.persona)
             self._upstream.warm(self._base_url)
             asked = ChatRequest.parse(
                 await read_body(request),
@@ -190,8 +192,8 @@ class Doors:
             receipt.model = asked.model
             if not door.counting and (chat := self._chats.recognise(asked.body, client.key_id, receipt.at)):
                 receipt.chat = chat.id
-            path = "/v1/messages/count_tokens" if door.counting else "/v1/messages"
-            reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt))
+            path = COUNT_TOKENS if door.counting else MESSAGES
+            reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt, hold))
             receipt.status = reply.status
             reply.headers["x-receipt"] = receipt.id
             if receipt.cache:
@@ -214,11 +216,13 @@ class Doors:
             if not self._busy:
                 self._quiet.set()
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
-            self._receipts.add(receipt)
+            if hold is None:  # no key, or too many requests of one
+                self._receipts.add_stranger(receipt)
+            else:
+                hold.settle(receipt)
+                self._receipts.add(receipt, chat)
             if self._recorder is not None and asked is not None and not asked.counting:
                 self._recorder.record(receipt.at, request.path, asked, receipt.usage)
-            if client is not None:  # a stranger leaves no trace on the disk
-                self._books.add(receipt, chat)
             log.info("%s", receipt.line())
 
     async def _stream(
@@ -274,7 +278,7 @@ class Doors:
     async def _anything_else(self, request: web.Request) -> web.StreamResponse:
         client = self.who_asks(request.headers)
         path = request.rel_url.raw_path
-        if not client.own or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
+        if not client.own or client.is_limited or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
             raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
         body = await read_body(request) if request.can_read_body else b""
         query = request.rel_url.raw_query_string

@@ -19,11 +19,13 @@ from server.accounts import Accounts, ClaudeCodeSettings, Credential
 from server.api import MAX_BODY, Doors
 from server.attempt import Attempts, refusal_of
 from server.books import Books
+from server.budget import Budgets
 from server.cache_memory import CacheMemory, Journal
 from server.cache_planner import CachePlanner, Helps
 from server.chats import Chats
 from server.clients import ClientKeys
 from server.config import TOP, Config
+from server.days import begins, month_of
 from server.errors import ProxyError
 from server.files import private_folder
 from server.keepalive import Sleep
@@ -78,7 +80,8 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         raise refusal
 
     personas = Personas(TOP / "presets")
-    receipts = Receipts(models)
+    receipts = Receipts(models, books)
+    budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
     oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None
     base_url = practice.url if practice else config.api_base_url.rstrip("/")
@@ -106,6 +109,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         step_options(config),
         Helps(cache_late_lore=config.cache_late_lore, cache_steady_window=config.cache_steady_window),
         receipts,
+        budgets,
         base_url=base_url,
         pings=config.cache_keepalive_pings,
         practice=practice.credential if practice else None,
@@ -118,7 +122,19 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         log.warning("%s", recorder.warning)
     chats = Chats(owner.admin_token.encode(), books.chats())
     doors = Doors(
-        config, keys, accounts, live, personas, receipts, books, chats, upstream, relay, base_url, recorder, clock=clock
+        config,
+        keys,
+        accounts,
+        live,
+        personas,
+        receipts,
+        budgets,
+        chats,
+        upstream,
+        relay,
+        base_url,
+        recorder,
+        clock=clock,
     )
 
     app = web.Application(client_max_size=MAX_BODY)
@@ -139,6 +155,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
     ]
     app[key_pages.KEYS] = keys
+    app[key_pages.BUDGETS] = budgets
     app[book_pages.RECEIPTS] = receipts
     app[book_pages.BOOKS] = books
     pages.attach(app)

@@ -50,6 +50,8 @@ OPEN_ROUTES = frozenset({"/health", "/auth/status", "/static/{name}", "/favicon.
 # These look after themselves: one redeems a link or asks for the session, the other is bound by a cookie of its own.
 SELF_KEPT_PAGES = frozenset({"/auth/login", "/auth/callback"})
 OWNER_PAGES = frozenset({"/"})
+# Takes a client key, of which it tells; clients.py finds the key.
+KEY_ROUTES = frozenset({"/api/me"})
 
 
 def door_of(canonical: str) -> Door:
@@ -58,6 +60,8 @@ def door_of(canonical: str) -> Door:
         return Door.OPEN
     if canonical in OWNER_PAGES:
         return Door.PAGE
+    if canonical in KEY_ROUTES:
+        return Door.FRONT
     return Door.OWNER if canonical.startswith(("/api/", "/auth/")) else Door.FRONT
 
 

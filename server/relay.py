@@ -8,15 +8,17 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from server.accounts import Accounts, Credential
-from server.attempt import Asked, Attempts, passed_back
+from server.attempt import MESSAGES, Asked, Attempts, passed_back
+from server.budget import Budgets, OverBudget
 from server.cache_memory import Scope
 from server.cache_planner import CachePlanner, Helps, Plan
 from server.cache_why import tell
-from server.clients import OWNER, Client
+from server.clients import Client
 from server.config import is_loopback
 from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy
@@ -29,6 +31,7 @@ from server.reply import Reply
 from server.request import Change, ChatRequest
 from server.retry import RETRIES, STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
+from server.rewrite.counting import GENERATION
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
 from server.upstream import UpstreamFailed
@@ -81,6 +84,7 @@ class Relay:
         options: Options,
         helps: Helps,
         receipts: Receipts,
+        budgets: Budgets,
         *,
         base_url: str,
         pings: int = 0,
@@ -94,10 +98,8 @@ class Relay:
         self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
-        self._receipts, self._pings = receipts, pings
-        self._keep_alive = (
-            KeepAlive(planner, self._ping, clock=clock, sleep=sleep) if planner is not None and pings else None
-        )
+        self._receipts, self._budgets, self._pings = receipts, budgets, pings
+        self._keep_alive = KeepAlive(planner, clock=clock, sleep=sleep) if planner is not None and pings else None
         self._budget = Budget()
 
     async def close(self) -> None:
@@ -118,9 +120,15 @@ class Relay:
             journey.refused = None
             self._note(asked.receipt, sent, credential, journey)
             try:
-                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked.receipt))
+                await self._reserve(asked, sent, credential)
+            except ProxyError:
+                self._failed(plan)
+                raise
+            try:
+                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked))
             except UpstreamFailed as error:
                 self._failed(plan)
+                asked.hold.free()
                 if error.unsent or error.unanswered:
                     self._accounts.failed(credential.account_id)
                     if other := await self._instead(asked, credential, journey):
@@ -135,6 +143,7 @@ class Relay:
                     self._lessons.add(credential.base_url, model, learned)
                 return outcome
             self._failed(plan)
+            asked.hold.free()
             if self._learns(outcome, sent, credential, plan, journey):
                 continue
             if other := await self._other(asked, outcome, credential, journey):
@@ -142,6 +151,27 @@ class Relay:
                 continue
             if outcome.status not in STATUSES or not await self._wait(journey, outcome.headers):
                 raise PassedOn(outcome, self._clock())
+
+    async def _reserve(self, asked: Asked, sent: ChatRequest, credential: Credential) -> None:
+        """Hold what the attempt may cost on the limits of the client's key. Raises ProxyError.
+
+        Where the surest bound, a token for each byte, does not fit any more, the upstream is asked for the exact count.
+        """
+        models = self._live.models
+        asked.client.check_model(sent.model, models)
+        if sent.counting:
+            return  # costs nothing
+        model = models.find(sent.model)
+        try:
+            asked.hold.reserve(sent.body, model)
+        except OverBudget as over:
+            if over.is_empty:
+                raise
+            counted = await self._attempts.count(asked, for_counting(sent), credential)
+            if counted is None:
+                raise
+            asked.hold.reserve(sent.body, model, counted)
+        asked.receipt.notice = asked.hold.notice()
 
     async def _prepare(
         self, request: ChatRequest, credential: Credential, journey: Journey
@@ -194,39 +224,59 @@ class Relay:
         host = urlsplit(base_url).hostname or ""
         return host.endswith(".anthropic.com") or (is_loopback(host) and base_url == self._base_url)
 
-    def _begun(self, plan: Plan | None, sent: ChatRequest, receipt: Receipt) -> Callable[[Meter], None]:
+    def _begun(self, plan: Plan | None, sent: ChatRequest, asked: Asked) -> Callable[[Meter], None]:
         """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""
-        started = self._clock()
+        started, receipt = self._clock(), asked.receipt
 
         def begun(meter: Meter) -> None:
             if self._planner is not None:
                 self._planner.began(plan, meter.usage, started, self._clock())
                 receipt.cache = tell(plan, meter.usage, meter.diagnostics)
             if self._keep_alive is not None:
-                self._keep_alive.watch(plan, sent, self._pings)
+                self._keep_alive.watch(plan, sent, partial(self._ping, asked), self._pings)
 
         return begun
 
-    async def _ping(self, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
+    async def _ping(self, after: Asked, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
         """Send a keep-alive ping with the account that holds the cache; its `usage`, or None when it may not be sent.
+        It is paid by the client whose request it comes after.
 
         A guest's key pays for its own requests alone, and a resting account for none.
         """
-        receipt = Receipt(at=self._clock(), model=warm.model, changes=(PING_CHANGE,))
+        client, chat = after.client, after.receipt.chat
+        receipt = Receipt(
+            at=self._clock(),
+            kind="ping",
+            model=warm.model,
+            key_id=client.key_id,
+            key=client.name,
+            chat=chat,
+            persona=after.receipt.persona,
+            changes=(PING_CHANGE,),
+        )
+        try:
+            hold = self._budgets.open(client.key_id, client.limits, ping=True)
+        except ProxyError:
+            return None  # the key was revoked
         try:
             credential = self._practice or await self._accounts.fresh_if_ready(plan.scope.credential)
             if credential is None:
                 return None
-            receipt.account = self._payer(credential)
-            asked = Asked(OWNER, warm, {}, "/v1/messages", receipt)
+            receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
+            hold.reserve(warm.body, self._live.models.find(warm.model))
+            asked = Asked(client, warm, {}, MESSAGES, receipt, hold)
             outcome = await self._attempts.make(asked, warm, credential, lambda meter: None)
+            if isinstance(outcome, Refusal):
+                hold.free()
         except ProxyError as error:
             receipt.status, receipt.ended = error.status, "error"
+            hold.free()
             return None
         else:
             receipt.status = outcome.status
             return receipt.usage if isinstance(outcome, Reply) else None
         finally:
+            hold.settle(receipt)
             self._receipts.add(receipt)
 
     def _failed(self, plan: Plan | None) -> None:
@@ -307,6 +357,11 @@ class Relay:
         if isinstance(outcome, Refusal):
             raise PassedOn(outcome, self._clock())
         return outcome
+
+
+def for_counting(sent: ChatRequest) -> ChatRequest:
+    """The request as `/count_tokens` takes it."""
+    return replace(sent, body={key: value for key, value in sent.body.items() if key not in GENERATION}, counting=True)
 
 
 class PassedOn(ProxyError):

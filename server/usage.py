@@ -1,4 +1,4 @@
-"""What it cost: receipts, one for each request, kept in memory for now."""
+"""What it cost: receipts, one for each request; the last ones are kept in memory with their texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from server.models import Models, cost
 from server.request import Change
 
 if TYPE_CHECKING:
+    from server.books import Books
     from server.cache_why import CacheStory
+    from server.chats import Chat
 
 KEPT = 1000  # receipts
 Kind = Literal["chat", "count", "ping"]
@@ -49,6 +51,7 @@ class Receipt:
     cache: CacheStory | None = None
     charged_usd: float = 0.0  # to the client key; more than it cost where the upstream did not say the end
     charged_tokens: int = 0
+    notice: str = ""  # for the end of the reply
 
     def line(self) -> str:
         """A few words for the log."""
@@ -117,13 +120,18 @@ def unplanned(read: int, written: int) -> dict[str, Any]:
 
 
 class Receipts:
-    """The last receipts, newest first."""
+    """The last receipts, newest first; each goes into the books too."""
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, models: Models, books: Books) -> None:
+        self._models, self._books = models, books
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
 
-    def add(self, receipt: Receipt) -> None:
+    def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
+        self._kept.appendleft(receipt)
+        self._books.add(receipt, chat)
+
+    def add_stranger(self, receipt: Receipt) -> None:
+        """The receipt of one who was turned away at the door: leaves no trace on the disk."""
         self._kept.appendleft(receipt)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
