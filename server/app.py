@@ -30,11 +30,13 @@ from server.errors import ProxyError
 from server.files import private_folder
 from server.keepalive import Sleep
 from server.learned import Lessons, Live
+from server.metrics import Metrics
 from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
 from server.pages import books as book_pages
 from server.pages import keys as key_pages
+from server.pages import metrics as metrics_page
 from server.pages import page
 from server.practice.app import create_practice
 from server.presets import Personas
@@ -80,7 +82,8 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         raise refusal
 
     personas = Personas(TOP / "presets")
-    receipts = Receipts(models, books)
+    metrics = Metrics(models)
+    receipts = Receipts(models, books, metrics)
     budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
     oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None
@@ -159,7 +162,10 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     app[book_pages.RECEIPTS] = receipts
     app[book_pages.BOOKS] = books
     pages.attach(app)
+    app[metrics_page.METRICS] = metrics
+    app[metrics_page.BUSY] = lambda: doors.busy
     app.add_routes(book_pages.routes())
+    app.add_routes(metrics_page.routes())
     app.add_routes(key_pages.routes())
     app.add_routes(doors.routes())
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from server.books import Books
     from server.cache_why import CacheStory
     from server.chats import Chat
+    from server.metrics import Metrics
 
 KEPT = 1000  # receipts
 Kind = Literal["chat", "count", "ping"]
@@ -120,19 +121,20 @@ def unplanned(read: int, written: int) -> dict[str, Any]:
 
 
 class Receipts:
-    """The last receipts, newest first; each goes into the books too."""
+    """The last receipts, newest first; each is counted, and goes into the books."""
 
-    def __init__(self, models: Models, books: Books) -> None:
-        self._models, self._books = models, books
+    def __init__(self, models: Models, books: Books, metrics: Metrics) -> None:
+        self._models, self._books, self._metrics = models, books, metrics
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
-        self._kept.appendleft(receipt)
+        self.add_stranger(receipt)
         self._books.add(receipt, chat)
 
     def add_stranger(self, receipt: Receipt) -> None:
         """The receipt of one who was turned away at the door: leaves no trace on the disk."""
         self._kept.appendleft(receipt)
+        self._metrics.count(receipt)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """The rows of GET /api/requests, `limit` at most."""
