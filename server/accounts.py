@@ -78,7 +78,7 @@ class Account:
     state: State = "ready"
     reason: str = ""  # why it is not ready, in words for the owner
     rests_until: float | None = None  # unix seconds; inf = until the owner wakes it
-    try_at: float = inf  # from when on one request may see whether a rest has ended early
+    may_be_over: bool = False  # its rest: one request may see
     strain: Strain = ""  # why others of its priority go first
     gauges: tuple[Gauge, ...] = ()
     expires_at: float | None = None
@@ -150,7 +150,7 @@ def choose(
     allowed = [settle(a, now) for a in accounts if not shared_only or (a.shared and a.kind != "subscription")]
     free = [a for a in allowed if a.state == "ready" and a.id not in tried]
     if not free:
-        early = [a for a in allowed if a.state == "resting" and a.try_at <= now and a.id not in tried]
+        early = [a for a in allowed if a.state == "resting" and a.may_be_over and a.id not in tried]
         if not early:
             raise nobody_pays(allowed, now, shared_only=shared_only)
         return min(early, key=lambda a: a.rests_until or inf)
@@ -570,7 +570,9 @@ class Accounts:
             return replace(account, state="sign_in_again", reason=reason)
         rest = self._rests.get(account.id)
         if rest and rest.holds(now):
-            return replace(account, state="resting", reason=rest.reason, rests_until=rest.until, try_at=rest.try_at)
+            return replace(
+                account, state="resting", reason=rest.reason, rests_until=rest.until, may_be_over=rest.may_be_over(now)
+            )
         return account
 
     def _strain(self, account_id: str, now: float) -> Strain:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
 
-from server import __version__
+from server import __version__, guard
 from server.accounts import Accounts
 from server.attempt import COUNT_TOKENS, MESSAGES, Asked
 from server.budget import Budgets, Hold
@@ -27,15 +28,14 @@ from server.learned import Live
 from server.presets import NAME, Personas
 from server.relay import Relay
 from server.reply import Reply, Stream
-from server.request import ChatRequest
+from server.request import LARGE, ChatRequest
 from server.trace import TraceRecorder
-from server.upstream import Upstream
+from server.upstream import Patience, Upstream
 from server.usage import Receipt, Receipts
 
 MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
 LIST_SECONDS = 5.0  # patience for the live list of models
-STALLED_SECONDS = 120.0  # a front end that reads nothing for so long is given up
-STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly
+STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly (asyncio waits from 64 KiB on)
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 # What a stored credential is never used for: these speak of the account, not of a chat.
 PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
@@ -58,7 +58,7 @@ def find_door(path: str, query: str = "") -> Door | None:
     """The door a request's raw path and query string lead to; None for no address of ours.
 
     Front ends append /messages to whatever their user typed (seen with SillyTavern 1.19.0), so a missing or doubled
-    part is forgiven, and so is `?persona=NAME/messages`. A name that is none, as a part with dots or %, is no persona's.
+    part is forgiven, and so is `?persona=NAME/messages`. A name with dots or % is no persona's.
     """
     parts = [part for part in path.split("/") if part]
     if parts == ["v1"] and (
@@ -101,17 +101,20 @@ class Doors:
         base_url: str,
         recorder: TraceRecorder | None = None,
         *,
+        patience: Patience,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
         self._budgets, self._chats = budgets, chats
-        self._base_url, self._recorder, self._clock = base_url, recorder, clock
+        self._base_url, self._recorder, self._patience, self._clock = base_url, recorder, patience, clock
         self._closing = False
         self._busy = 0  # requests on the road
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._streams: set[Stream] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()  # requests whose answer has not begun
+        self._stopped = False
 
     def routes(self) -> list[web.RouteDef]:
         """/v1/messages by the short way; every other spelling and path through `any_path`."""
@@ -148,6 +151,9 @@ class Doors:
                 await self._quiet.wait()
         for stream in self._streams:
             stream.interrupt("the proxy was stopped")
+        self._stopped = True
+        for task in self._waiting:
+            task.cancel()
 
     @property
     def busy(self) -> int:
@@ -170,11 +176,11 @@ class Doors:
         begun = time.monotonic()
         self._busy += 1
         self._quiet.clear()
+        task = this_task()
+        self._waiting.add(task)
         try:
             if self._closing:
-                raise ProxyError(
-                    503, "The proxy is being stopped. Start it again, then send again.", headers={"Connection": "close"}
-                )
+                raise stopping()
             if wrong := wrong_type(request.headers):
                 raise wrong
             client = self.who_asks(request.headers)
@@ -182,13 +188,15 @@ class Doors:
             hold = self._budgets.open(client.key_id, client.limits)
             client.check_persona(door.persona)
             self._upstream.warm(self._base_url)
-            asked = ChatRequest.parse(
+            parse = partial(
+                ChatRequest.parse,
                 await read_body(request),
                 persona=door.persona,
                 version=request.headers.get("anthropic-version", ""),
                 betas=",".join(request.headers.getall("anthropic-beta", ())),
                 counting=door.counting,
             )
+            asked = await asyncio.to_thread(parse) if len(parse.args[0]) > LARGE else parse()
             receipt.model = asked.model
             if not door.counting and (chat := self._chats.recognise(asked.body, client.key_id, receipt.at)):
                 receipt.chat = chat.id
@@ -201,6 +209,7 @@ class Doors:
             if reply.stream is None:
                 receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
                 return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            self._waiting.discard(task)
             return await self._stream(request, reply, reply.stream, receipt, begun)
         except ProxyError as error:
             receipt.status = error.status
@@ -208,10 +217,15 @@ class Doors:
             error.headers["x-receipt"] = receipt.id
             raise
         except asyncio.CancelledError:
+            if self._stopped and task in self._waiting:
+                task.uncancel()
+                receipt.status, receipt.ended = 503, "error"
+                raise stopping() from None
             receipt.status = receipt.status or 499  # as nginx writes it: the front end left before an answer began
             receipt.ended = receipt.ended or "client_left"
             raise
         finally:
+            self._waiting.discard(task)
             self._busy -= 1
             if not self._busy:
                 self._quiet.set()
@@ -236,8 +250,8 @@ class Doors:
                 async for chunk in chunks:
                     if receipt.ttft_ms is None:
                         receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
-                    if slow(request):
-                        async with asyncio.timeout(STALLED_SECONDS):
+                    if slow(request) or len(chunk) > STALLED_BYTES:
+                        async with asyncio.timeout(self._patience.reader):
                             await response.write(chunk)
                     else:
                         await response.write(chunk)
@@ -293,6 +307,17 @@ class Doors:
         return json_response(
             {"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice}
         )
+
+
+def this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a handler runs in a task")
+    return task
+
+
+def stopping() -> ProxyError:
+    return ProxyError(503, "The proxy is being stopped. Start it again, then send again.", headers=guard.CLOSE)
 
 
 async def other_methods(request: web.Request) -> set[str]:

@@ -44,13 +44,12 @@ from server.relay import Relay
 from server.rewrite import Options
 from server.signin import SignIn
 from server.trace import TraceRecorder
-from server.upstream import Upstream, UpstreamFailed
+from server.upstream import Patience, Upstream, UpstreamFailed
 from server.usage import Receipts
 
 log = logging.getLogger(__name__)
 
 KEY_CHECK_SECONDS = 8.0
-IDLE_SECONDS = 90.0  # the longest silence between two events of a reply
 
 
 class StartRefused(Exception):
@@ -68,9 +67,16 @@ class Parts:
     first_key: str = ""
 
 
-def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, sleep: Sleep = asyncio.sleep) -> Parts:
+def build(
+    config: Config,
+    port: int,
+    *,
+    patience: Patience | None = None,
+    clock: Callable[[], float] = time.time,
+    sleep: Sleep = asyncio.sleep,
+) -> Parts:
     """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
-    data_dir = config.data_dir.expanduser()
+    data_dir, patience = config.data_dir.expanduser(), patience or Patience()
     warnings = prepare_folder(data_dir)
     models = Models.load()
     books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
@@ -101,10 +107,10 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
     journal = Journal(data_dir / "state.sqlite", now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if config.cache_planner else None
-    upstream = Upstream()
+    upstream = Upstream(patience)
     relay = Relay(
         accounts,
-        Attempts(upstream, idle=IDLE_SECONDS, explain=config.explain_in_chat),
+        Attempts(upstream, patience, explain=config.explain_in_chat),
         live,
         lessons,
         planner,
@@ -137,6 +143,7 @@ def build(config: Config, port: int, *, clock: Callable[[], float] = time.time, 
         relay,
         base_url,
         recorder,
+        patience=patience,
         clock=clock,
     )
 

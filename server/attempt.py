@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from server.clients import Client
 from server.errors import type_of
 from server.explain import Refusal
 from server.reply import Reply, Stream, book, explained
-from server.request import ChatRequest
+from server.request import LARGE, ChatRequest
 from server.sse import EventTooLarge, Meter, WholeEvents
-from server.upstream import USER_AGENT, Answer, Broken, Silence, Upstream, UpstreamFailed
+from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstream, UpstreamFailed
 from server.usage import Receipt
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
@@ -44,21 +45,23 @@ Begun = Callable[[Meter], None]
 
 
 class Attempts:
-    """Makes attempts. `idle` is the longest silence in a reply in seconds, `explain` the setting explain_in_chat."""
+    """Makes attempts. `explain` is the setting explain_in_chat."""
 
-    def __init__(self, upstream: Upstream, *, idle: float, explain: str) -> None:
-        self._upstream, self._idle, self._explain = upstream, idle, explain
+    def __init__(self, upstream: Upstream, patience: Patience, *, explain: str) -> None:
+        self._upstream, self._patience, self._explain = upstream, patience, explain
 
     async def make(self, asked: Asked, sent: ChatRequest, credential: Credential, begun: Begun) -> Reply | Refusal:
         """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned, and
         `begun` was told what it says of its prompt."""
-        body = orjson.dumps(sent.body)
+        body = await asyncio.to_thread(orjson.dumps, sent.body) if sent.size > LARGE else orjson.dumps(sent.body)
         headers = headers_for(sent, credential, asked.headers)
         answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
         kept = False
         try:
             if answer.status >= 400:
-                return refusal_of(answer.status, await answer.read_all(self._idle), answer.headers, credential.kind)
+                return refusal_of(
+                    answer.status, await answer.read_all(self._patience.idle), answer.headers, credential.kind
+                )
             if 300 <= answer.status < 400:
                 raise UpstreamFailed(
                     502, "The upstream answered with a redirect, which is not followed. Check api_base_url."
@@ -68,8 +71,10 @@ class Attempts:
                 outcome = await self._begin(asked, answer, back, credential, begun)
                 kept = isinstance(outcome, Reply)
                 return outcome
-            raw = await answer.read_all(self._idle)
+            raw = await answer.read_all(self._patience.idle)
             value = json_object(raw, answer)
+            if value.get("type") == "error" and isinstance(value.get("error"), dict):
+                return refusal_event(value["error"], answer.headers, credential.kind)
             if not sent.counting:
                 meter = Meter()
                 meter.message(value)
@@ -88,10 +93,10 @@ class Attempts:
         """Wait for the first events: an `error` as the first of them still counts as before the first byte."""
         events = WholeEvents()
         try:
-            while not (first := events.feed(chunk := await answer.read_some(self._idle))) and chunk:
+            while not (first := events.feed(chunk := await answer.read_some(self._patience.idle))) and chunk:
                 pass
         except Silence:
-            silent = f"The upstream began an answer and fell silent for {self._idle:.0f} s. Try again."
+            silent = f"The upstream began an answer and fell silent for {self._patience.idle:.0f} s. Try again."
             raise UpstreamFailed(504, silent) from None
         except Broken as error:
             cut = f"The upstream's answer broke off before its first word ({error}). Try again."
@@ -100,7 +105,7 @@ class Attempts:
             raise UpstreamFailed(502, "The upstream's answer is far too large to be one. Try again.") from None
         if not first:
             raise UpstreamFailed(502, "The upstream's answer ended before its first word. Try again.")
-        stream = Stream(answer, asked.receipt, first, events, idle=self._idle, explain=self._explain)
+        stream = Stream(answer, asked.receipt, first, events, self._patience, explain=self._explain)
         if stream.meter.error is not None and not stream.meter.usage:
             return refusal_event(stream.meter.error, answer.headers, credential.kind)
         begun(stream.meter)
@@ -114,7 +119,7 @@ class Attempts:
                 "POST", credential.base_url, COUNT_TOKENS, headers, orjson.dumps(sent.body)
             )
             try:
-                raw = await answer.read_all(self._idle)
+                raw = await answer.read_all(self._patience.idle)
                 counted = json_object(raw, answer).get("input_tokens") if answer.status == 200 else None
             finally:
                 answer.close()
@@ -131,7 +136,7 @@ class Attempts:
             headers["Content-Type"] = given.get("content-type", "application/octet-stream")
         answer = await self._upstream.send(method, credential.base_url, target, headers, body or None)
         try:
-            raw = await answer.read_all(self._idle)
+            raw = await answer.read_all(self._patience.idle)
             if answer.status >= 400:
                 return refusal_of(answer.status, raw, answer.headers, credential.kind)
             kind = answer.headers.get("content-type", "application/octet-stream")
@@ -181,7 +186,7 @@ def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], kind: str) -
 
 
 def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], kind: str) -> Refusal:
-    """An upstream's error that came as the first event of a stream, with the status it would have had."""
+    """An upstream's error that came with a 200, as first event of a stream or alone, with the status it would have."""
     type_ = str(error.get("type") or "api_error")
     words = str(error.get("message") or "The upstream reported an error.")
     return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, kind)

@@ -12,6 +12,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -34,6 +35,10 @@ class Chat:
     last_at: float
     lines: tuple[bytes, ...]
 
+    @cached_property
+    def tail(self) -> frozenset[bytes]:
+        return frozenset(self.lines[:TAIL])
+
 
 def lines_of(body: Mapping[str, Any], secret: bytes) -> tuple[bytes, ...]:
     """Digests of the last lines the player and the model wrote, newest first. Nothing can be read from them."""
@@ -54,8 +59,7 @@ def written(body: Mapping[str, Any]) -> Iterable[bytes]:
 
 def likeness(chat: Chat, lines: frozenset[bytes]) -> float:
     """The share of the chat's last lines that stand among these."""
-    tail = set(chat.lines[:TAIL])
-    return len(tail & lines) / len(tail)
+    return len(chat.tail & lines) / len(chat.tail)
 
 
 class Chats:

@@ -88,6 +88,7 @@ class ClientKeys:
     def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._first_key_file = data_dir / "first_client_key"
+        self._any = False
         path = data_dir / "state.sqlite"
         self.warnings: list[str] = []
         try:
@@ -100,7 +101,7 @@ class ClientKeys:
 
     def _open(self, path: Path) -> sqlite3.Connection:
         path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=5, isolation_level=None)
+        database = sqlite3.connect(path, timeout=0.5, isolation_level=None)  # whoever waits for it holds up everybody
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute(
@@ -138,7 +139,12 @@ class ClientKeys:
         return key
 
     def any(self) -> bool:
-        return self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+        """Whether there is a key; what was known last while the database cannot be read."""
+        try:
+            self._any = self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+        except sqlite3.Error as error:
+            log.warning("The client keys cannot be read: %s", error)
+        return self._any
 
     def make(
         self,
@@ -207,17 +213,26 @@ class ClientKeys:
         """The holder of this key. Looked up by its readable beginning, compared in constant time."""
         if not secret.startswith(PREFIX):
             return None
-        rows = self._db.execute(
-            "SELECT id, name, own, limits, models, personas, digest, last_used_at FROM client_keys WHERE shown = ?",
-            (secret[:SHOWN],),
-        ).fetchall()
+        try:
+            rows = self._db.execute(
+                "SELECT id, name, own, limits, models, personas, digest, last_used_at FROM client_keys WHERE shown = ?",
+                (secret[:SHOWN],),
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise ProxyError(503, f"The client keys cannot be read just now ({error}). Try again.") from None
         now = self._clock()
         for key_id, *who, stored, used in rows:
             if hmac.compare_digest(stored, digest(secret)):
                 if used is None or now - used > 60:  # a minute's precision spares a write for each request
-                    self._db.execute("UPDATE client_keys SET last_used_at = ? WHERE id = ?", (now, key_id))
+                    self._note_use(key_id, now)
                 return as_client(key_id, *who)
         return None
+
+    def _note_use(self, key_id: str, now: float) -> None:
+        try:
+            self._db.execute("UPDATE client_keys SET last_used_at = ? WHERE id = ?", (now, key_id))
+        except sqlite3.Error as error:
+            log.warning("The last use of a client key cannot be noted: %s", error)
 
     def authenticate(self, headers: Mapping[str, str], *, required: bool) -> Client:
         """Who asks. Raises ProxyError 401 when a key is required and none of ours is presented."""

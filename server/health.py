@@ -34,11 +34,10 @@ class Rest(NamedTuple):
     def holds(self, now: float) -> bool:
         return self.since - 60 <= now < self.until
 
-    @property
-    def try_at(self) -> float:
-        """When one request may see whether the quota is back early: not before a quarter of an hour, never where only
-        the owner can end it."""
-        return inf if self.until == inf else max(self.since, self.tried_at) + GENTLE_SECONDS
+    def may_be_over(self, now: float) -> bool:
+        """Whether one request may see if the quota is back early: once in a quarter of an hour, not shortly before the
+        end, and never where only the owner can end it."""
+        return now - max(self.since, self.tried_at) >= GENTLE_SECONDS and GENTLE_SECONDS <= self.until - now < inf
 
 
 def longer_rest(old: Rest | None, until: float, reason: str, now: float) -> Rest:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import re
 import sys
+import threading
+from contextlib import suppress
 from typing import TextIO
 
 SECRET = re.compile(
@@ -20,9 +24,50 @@ class Redacting(logging.Formatter):
         return SECRET.sub(lambda match: f"…{match[0][-4:]}", super().format(record))
 
 
+class Unhurried(logging.Handler):
+    """Lets a thread of its own write, so that a stuck pipe or a slow disk holds up nobody. More than KEPT are lost."""
+
+    KEPT = 10_000
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._waiting: queue.Queue[str | threading.Event] = queue.Queue(self.KEPT)
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):  # the reader of the log does not read; there is nobody to tell
+            self._waiting.put_nowait(self.format(record))
+
+    def _write(self) -> None:
+        while True:
+            waiting = self._waiting.get()
+            if isinstance(waiting, str):
+                write_line(self._stream, waiting)
+            else:
+                waiting.set()
+
+    def flush(self) -> None:
+        """Wait until all is written, or a second."""
+        written = threading.Event()
+        with suppress(queue.Full):
+            self._waiting.put_nowait(written)
+            written.wait(1.0)
+
+
+def write_line(stream: TextIO, line: str) -> None:
+    """Write a line at once. No lock of Python's is held meanwhile, so that a program with a stuck reader can end."""
+    with suppress(OSError, ValueError):  # the reader is gone
+        if os.name == "posix":
+            os.write(stream.fileno(), f"{line}\n".encode(stream.encoding, "replace"))
+        else:
+            stream.write(f"{line}\n")  # a console of Windows has an encoding of its own
+            stream.flush()
+
+
 def set_up(level: str, stream: TextIO = sys.stderr) -> None:
     """All loggers write through one handler, from `level` on; aiohttp's own are kept down: they show clients' bytes."""
-    handler = logging.StreamHandler(stream)
+    handler = Unhurried(stream)
     handler.setFormatter(Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

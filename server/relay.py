@@ -28,7 +28,7 @@ from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
 from server.lesson import images_of
 from server.presets import Persona, Personas
 from server.reply import Reply
-from server.request import Change, ChatRequest
+from server.request import LARGE, Change, ChatRequest
 from server.retry import RETRIES, STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
 from server.rewrite.counting import GENERATION
@@ -129,7 +129,7 @@ class Relay:
             except UpstreamFailed as error:
                 self._failed(plan)
                 asked.hold.free()
-                if error.unsent or error.unanswered:
+                if error.unanswered:
                     self._accounts.failed(credential.account_id)
                     if other := await self._instead(asked, credential, journey):
                         credential = other
@@ -189,7 +189,7 @@ class Relay:
             anthropic_upstream=self._is_anthropic(credential.base_url),
             now=self._clock(),
         )
-        if any(images_of(request.body["messages"])):  # a picture that must be saved anew takes its time
+        if request.size > LARGE or any(images_of(request.body["messages"])):  # pictures may have to be saved anew
             sent = await asyncio.to_thread(rewrite, request, context)
         else:
             sent = rewrite(request, context)

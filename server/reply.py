@@ -12,10 +12,9 @@ from server.errors import ProxyError
 from server.explain import closing_words, framed
 from server.request import Change
 from server.sse import PING, EventTooLarge, Meter, WholeEvents, before_last_words, text_events
-from server.upstream import Answer, Broken, Silence
+from server.upstream import Answer, Broken, Patience, Silence
 from server.usage import Receipt
 
-PING_SECONDS = 15.0  # the API's own pings come about as often
 PARTING_SECONDS = 2.0  # patience with an upstream that does not end a reply after its last event
 
 
@@ -32,32 +31,39 @@ class Reply:
 class Stream:
     """A streamed reply, passed through byte for byte; whatever breaks it ends in an `error` event of ours.
 
-    `idle` is the longest silence in seconds, `explain` the setting explain_in_chat.
+    `explain` is the setting explain_in_chat.
     """
 
     def __init__(
-        self, answer: Answer, receipt: Receipt, first: bytes, events: WholeEvents, *, idle: float, explain: str
+        self,
+        answer: Answer,
+        receipt: Receipt,
+        first: bytes,
+        events: WholeEvents,
+        patience: Patience,
+        *,
+        explain: str,
     ) -> None:
         self._answer, self._receipt, self._events = answer, receipt, events
-        self._idle, self._explain = idle, explain
+        self._patience, self._explain = patience, explain
         self.meter = Meter()
         self._first = self._listen(first)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """Whole events as they come; a `ping` in each quarter of a minute of silence."""
         yield self._first
-        silent = 0.0
+        silent, idle = 0.0, self._patience.idle
         try:
             while self.meter.error is None:
-                patience = PARTING_SECONDS if self.meter.whole else min(PING_SECONDS, self._idle - silent)
+                patience = PARTING_SECONDS if self.meter.whole else min(self._patience.ping, idle - silent)
                 try:
                     chunk = await self._answer.read_some(patience)
                 except Silence:
                     if self.meter.whole:
                         break
                     silent += patience
-                    if silent >= self._idle:
-                        raise Broken(f"nothing came for {self._idle:.0f} s") from None
+                    if silent >= idle:
+                        raise Broken(f"nothing came for {idle:.0f} s") from None
                     yield PING
                     continue
                 silent = 0.0

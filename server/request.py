@@ -11,6 +11,7 @@ import orjson
 
 from server.errors import ProxyError
 
+LARGE = 2**20  # bytes of a body; work on larger ones is a thread's, so that other chats go on meanwhile
 MAX_DEPTH = 100  # of brackets; Anthropic's schema needs about ten, tool schemas a few more
 LONE_SURROGATE = re.compile(
     rb"(?<!\\)((?:\\\\)*)"  # an even number of backslashes before, so that the escape is one
@@ -31,7 +32,8 @@ class ChatRequest:
     """A Messages API request. Steps return changed copies; the original stays for a second attempt.
 
     `body` is the parsed JSON, unknown keys included. `version` and `betas` are the headers `anthropic-version` and
-    `anthropic-beta`. `counting` is true for `/count_tokens`. `frozen` guards the top level only: steps build new lists.
+    `anthropic-beta`. `counting` is true for `/count_tokens`. `size` is that of the body as it came. `frozen` guards the
+    top level only: steps build new lists.
     """
 
     body: Mapping[str, Any]
@@ -39,6 +41,7 @@ class ChatRequest:
     version: str = "2023-06-01"
     betas: tuple[str, ...] = ()
     counting: bool = False
+    size: int = 0
     changes: tuple[Change, ...] = ()
 
     @property
@@ -75,7 +78,7 @@ class ChatRequest:
         body, mended = read_json(raw)
         require_messages_shape(body)
         changes = (Change("mend_text", mended),) if mended else ()
-        return cls.bare(version, betas, body=body, persona=persona, counting=counting, changes=changes)
+        return cls.bare(version, betas, body=body, persona=persona, counting=counting, size=len(raw), changes=changes)
 
 
 def read_json(raw: bytes) -> tuple[dict[str, Any], str]:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 
 from aiohttp import http_parser
@@ -19,7 +20,7 @@ from server.app import Parts, StartRefused, build
 from server.browser import open_in_browser, other_proxy
 from server.config import Config
 from server.front import Runner
-from server.logs import set_up
+from server.logs import set_up, write_line
 
 log = logging.getLogger(__name__)
 
@@ -192,4 +193,7 @@ def password(parts: Parts) -> str:
 
 
 def say(line: str = "") -> None:
-    print(line, flush=True)
+    """Print a line; whoever should read it, but does not, is not waited for."""
+    saying = threading.Thread(target=write_line, args=(sys.stdout, line), daemon=True)
+    saying.start()
+    saying.join(1.0)

@@ -6,11 +6,15 @@ import asyncio
 import io
 import logging
 import socket
+import zlib
 from collections.abc import Mapping
-from types import SimpleNamespace
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from server import __version__
@@ -20,17 +24,31 @@ log = logging.getLogger(__name__)
 
 USER_AGENT = f"tavern-proxy/{__version__}"
 MAX_BODY = 64 * 1024 * 1024  # bytes of a plain reply
+MAX_UNPACKED = 16 * 1024 * 1024  # bytes of one that came packed, although nobody asked for that
+PIECE = 256 * 1024  # bytes unpacked at a time
+READ = 16 * 1024  # bytes read at a time; a front end that reads slowly leaves no more than some of them waiting
 LARGE = 2**20  # bytes; aiohttp wants larger bodies as files
 KEEP_ALIVE = 300.0  # seconds an idle connection waits for the next turn; people think for minutes
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long is waited for what, in seconds."""
+
+    connect: float = 5.0
+    first_byte: float = 600.0  # of an answer: thinking is slow
+    idle: float = 90.0  # between two events of a reply
+    ping: float = 15.0  # in such a silence, to the front end; the API's own pings come about as often
+    reader: float = 120.0  # for a front end that reads nothing
+
+
 class UpstreamFailed(ProxyError):
-    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request; `unanswered`: it
-    closed the connection without a byte of an answer."""
+    """The upstream gave no usable answer. `unsent`: it cannot have begun to work on the request. `unanswered`: not a
+    byte of an answer came."""
 
     def __init__(self, status: int, message: str, *, unsent: bool = False, unanswered: bool = False) -> None:
         super().__init__(status, message)
-        self.unsent, self.unanswered = unsent, unanswered
+        self.unsent, self.unanswered = unsent, unsent or unanswered
 
 
 class Broken(Exception):
@@ -49,6 +67,7 @@ class Answer:
         self.headers = response.headers
         self._response = response
         self._content = response.content
+        self._packed = unpacking(response.headers)
         # After a malformed chunk aiohttp's reader waits for ever, though the connection is gone (seen with 3.14.5)
         protocol = None if response.connection is None else response.connection.protocol
         self._closed = None if protocol is None else protocol.closed
@@ -67,23 +86,35 @@ class Answer:
 
     async def read_some(self, patience: float) -> bytes:
         """The next bytes, b"" at the end. Raises Silence after `patience` seconds without one, Broken if it broke."""
+        if self._packed is None:
+            return await self._read(patience)
+        while not (piece := self._packed.next_piece()):
+            if not (chunk := await self._read(patience)):
+                self._packed.end()
+                return b""
+            self._packed.waiting = chunk
+        return piece
+
+    async def _read(self, patience: float) -> bytes:
         try:
-            if chunk := self._content.read_nowait():
+            if chunk := self._content.read_nowait(READ):
                 return chunk
             async with asyncio.timeout(patience):
-                return await self._content.readany()
+                return await self._content.read(READ)
         except TimeoutError:
             raise Silence from None
         except (aiohttp.ClientError, OSError) as error:
+            if rest := self._content._read_nowait(-1):  # came before the break; aiohttp would throw it away
+                return rest
             raise Broken(reason(error)) from error
 
     async def read_all(self, patience: float) -> bytes:
-        """The whole body. Raises UpstreamFailed when it breaks off, stalls or grows beyond MAX_BODY."""
-        body = bytearray()
+        """The whole body. Raises UpstreamFailed when it breaks off, stalls or grows beyond all measure."""
+        body, most = bytearray(), MAX_BODY if self._packed is None else MAX_UNPACKED
         try:
             while chunk := await self.read_some(patience):
                 body += chunk
-                if len(body) > MAX_BODY:
+                if len(body) > most:
                     raise UpstreamFailed(502, "The upstream's reply is far too large to be one. Try again.")
         except Silence:
             raise UpstreamFailed(
@@ -106,19 +137,77 @@ class Answer:
             self._response.close()
 
 
+class Packed:
+    """A packed body, unpacked a piece at a time: however much is in it, no more than a piece is held."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, as its first bytes say
+        self.waiting = b""
+
+    def next_piece(self) -> bytes:
+        """What comes next; b"" when more must be read first. Raises Broken."""
+        try:
+            piece = self._zlib.decompress(self.waiting, PIECE)
+        except zlib.error:
+            raise Broken("it could not be unpacked") from None
+        self.waiting = self._zlib.unconsumed_tail
+        return piece
+
+    def end(self) -> None:
+        """Raises Broken unless this is where the packed body ends."""
+        if not self._zlib.eof:
+            raise Broken("it ended too early")
+
+
+def unpacking(headers: Mapping[str, str]) -> Packed | None:
+    """How to unpack a body with these headers; None where it is not packed. Raises UpstreamFailed if we cannot."""
+    packing = headers.get("Content-Encoding", "").strip().lower()
+    if packing in ("", "identity"):
+        return None
+    if packing in ("gzip", "x-gzip", "deflate"):
+        return Packed()
+    raise UpstreamFailed(502, "The upstream's answer is packed in a way nobody asked for. Check api_base_url.")
+
+
 def _seen(closed: asyncio.Future[None]) -> None:
     """Keep asyncio from reporting that nobody asked how an idle connection ended."""
     if not closed.cancelled():
         closed.exception()
 
 
+used_before: ContextVar[bool] = ContextVar("used_before")
+
+
+class Connections(aiohttp.TCPConnector):
+    """Notes, for the task that asks, whether the connection it got has carried a request before: only such a one may
+    have died in silence. One opened ahead has not."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._used: WeakSet[Any] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- the name is aiohttp's
+    ) -> Any:
+        connection = await super().connect(req, traces, timeout)
+        used_before.set(connection.protocol in self._used)
+        self._used.add(connection.protocol)
+        return connection
+
+    async def open_ahead(self, likeness: aiohttp.ClientRequest, patience: aiohttp.ClientTimeout) -> None:
+        connection = await super().connect(likeness, [], patience)
+        connection.release()
+
+
 class Upstream:
     """The connections to Anthropic-schema endpoints, kept warm for minutes."""
 
-    def __init__(self, *, connect_seconds: float = 5.0, first_byte_seconds: float = 600.0) -> None:
-        self._connect_seconds = connect_seconds
-        self._first_byte_seconds = first_byte_seconds
-        self._warming: dict[str, asyncio.Task[None]] = {}
+    def __init__(self, patience: Patience | None = None) -> None:
+        self._patience = patience or Patience()
+        self._warming: dict[str, asyncio.Task[bool]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None  # opens a connection for each request, and keeps none
 
@@ -127,15 +216,13 @@ class Upstream:
         self._fresh = self._make_session(force_close=True)
 
     def _make_session(self, **kept: Any) -> aiohttp.ClientSession:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_seconds),
+            connector=Connections(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._patience.connect),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            read_bufsize=READ,
             trust_env=False,
-            trace_configs=[trace],
         )
 
     async def close(self) -> None:
@@ -151,27 +238,32 @@ class Upstream:
         if task is None or task.done():
             self._warming[base_url] = asyncio.create_task(self._warm(base_url))
 
-    async def _warm(self, base_url: str) -> None:
+    async def _warm(self, base_url: str) -> bool:
+        """Whether the time to connect did suffice."""
         session = opened(self._session)
-        if session.connector is None:
-            return
+        connections = session.connector
+        if not isinstance(connections, Connections):
+            return True  # closed meanwhile
         # Never sent: it names the connection that a real request will ask the pool for.
         likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
         try:
-            connection = await session.connector.connect(likeness, [], session.timeout)
+            await connections.open_ahead(likeness, session.timeout)
+        except TimeoutError:
+            return False
         except (aiohttp.ClientError, OSError) as error:
             log.debug("No connection ahead of the request: %s", reason(error))
-        else:
-            connection.release()
+        return True
 
     async def send(
         self, method: str, base_url: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        """One attempt, answered from its headers on. Sends again once, on a new connection, when one kept from an earlier
-        turn turns out to be dead before a byte came back. Raises UpstreamFailed."""
+        """One attempt, answered from its headers on. Sends again once, on a new connection, when one kept from an
+        earlier turn turns out to be dead before a byte came back. Raises UpstreamFailed."""
+        url = URL(base_url + target, encoded=True)
         if (warming := self._warming.get(base_url)) is not None and not warming.done():
             await asyncio.wait([warming])
-        url = URL(base_url + target, encoded=True)
+            if not warming.cancelled() and not warming.result():
+                raise connect_timeout(url)
         try:
             return await self._attempt(opened(self._session), method, url, headers, body)
         except _StaleConnection:
@@ -180,9 +272,9 @@ class Upstream:
     async def _attempt(
         self, session: aiohttp.ClientSession, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        trace = SimpleNamespace(reused=False)
+        used_before.set(False)
         try:
-            async with asyncio.timeout(self._first_byte_seconds):
+            async with asyncio.timeout(self._patience.first_byte):
                 response = await session.request(
                     method,
                     url,
@@ -190,12 +282,11 @@ class Upstream:
                     headers=headers,
                     allow_redirects=False,
                     skip_auto_headers=("User-Agent", "Content-Type"),
-                    trace_request_ctx=trace,
                 )
         except (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, aiohttp.ClientOSError) as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise refused(url, error) from error
-            if trace.reused:
+            if used_before.get():
                 raise _StaleConnection from error
             raise UpstreamFailed(
                 502,
@@ -204,17 +295,19 @@ class Upstream:
             ) from error
         except TimeoutError as error:  # aiohttp's connect timeouts are TimeoutErrors too
             if isinstance(error, aiohttp.ServerTimeoutError):
-                raise UpstreamFailed(
-                    504, f"{url.host} did not take the connection in time. Check your internet connection.", unsent=True
-                ) from error
+                raise connect_timeout(url) from error
             raise UpstreamFailed(
-                504, f"The upstream gave no answer within {self._first_byte_seconds:.0f} s. Try again."
+                504, f"The upstream gave no answer within {self._patience.first_byte:.0f} s. Try again."
             ) from error
         except aiohttp.ClientError as error:
             raise UpstreamFailed(
                 502, f"The upstream's answer could not be read ({reason(error)}). Try again."
             ) from error
-        return Answer(response)
+        try:
+            return Answer(response)
+        except UpstreamFailed:
+            response.close()
+            raise
 
 
 def opened(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
@@ -244,8 +337,9 @@ class _StaleConnection(Exception):
     """A connection kept from an earlier turn was dead; nothing came back on it."""
 
 
-async def _note_reuse(session: Any, context: SimpleNamespace, params: Any) -> None:
-    context.trace_request_ctx.reused = True
+def connect_timeout(url: URL) -> UpstreamFailed:
+    """Nobody took the connection. Not `unsent`: the front end has waited long enough to be told."""
+    return UpstreamFailed(504, f"{url.host} did not take the connection in time. Check your internet connection.")
 
 
 def refused(url: URL, error: aiohttp.ClientConnectorError) -> UpstreamFailed:

@@ -66,8 +66,11 @@ async def one_answer(reader):
     """The next answer on a connection; None when it was closed instead."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
-        assert not getattr(error, "partial", b""), "half an answer"
+    except ConnectionError:
+        return None
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise
         return None
     first, *rest = head.decode("latin-1").strip().split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}

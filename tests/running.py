@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from server.config import Config
 from server.front import Limits, Runner
 from server.keepalive import Sleep
 from server.serve import listen
+from server.upstream import Patience
 from tests.fakes import ASK, KEY
 
 
@@ -76,6 +78,8 @@ async def running(
     *,
     limits: Limits | None = None,
     sleep: Sleep = asyncio.sleep,
+    patience: Patience | None = None,
+    clock: Callable[[], float] = time.time,
     **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """The program with these settings; nothing of the person's own home is looked at."""
@@ -84,7 +88,7 @@ async def running(
     config = Config(data_dir=data_dir / "data", api_base_url=api_base_url, **settings)
     sockets = listen(config.host, 0)
     port = sockets[0].getsockname()[1]
-    parts = build(config, port, sleep=sleep)
+    parts = build(config, port, patience=patience, clock=clock, sleep=sleep)
     runner = Runner(parts.app, limits=limits, shutdown_timeout=1.0)
     await runner.setup()
     for made in sockets:

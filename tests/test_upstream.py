@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from server.upstream import Broken, Silence, Upstream, UpstreamFailed
+from server.upstream import Broken, Patience, Silence, Upstream, UpstreamFailed
 from tests.fakes import STREAM, STREAM_HEAD, chunked, fake_anthropic, plain, raw_upstream, reply_events, stream
 
 pytestmark = pytest.mark.anyio
@@ -13,7 +13,7 @@ PATIENCE = 20.0
 
 @pytest.fixture
 async def upstream():
-    made = Upstream(connect_seconds=2, first_byte_seconds=PATIENCE)
+    made = Upstream(Patience(connect=2, first_byte=PATIENCE))
     await made.open()
     yield made
     await made.close()
@@ -131,7 +131,7 @@ async def test_an_unknown_name_is_a_502_that_was_not_sent(upstream):
 
 
 async def test_silence_before_the_first_byte_is_a_504(upstream):
-    impatient = Upstream(first_byte_seconds=0.05)
+    impatient = Upstream(Patience(first_byte=0.05))
     await impatient.open()
 
     async def say_nothing(reader, writer):
