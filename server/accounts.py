@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from math import ceil, inf, isfinite, isnan
+from hashlib import sha256
+from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,16 @@ from server.ant import AntHome, AntProfile
 from server.claude_code import ON_A_MAC
 from server.config import url_problem
 from server.errors import ProxyError
+from server.health import (
+    STRAINED_SECONDS,
+    Gauge,
+    Rest,
+    Strain,
+    gauges_of,
+    longer_rest,
+    nearly_empty,
+    public_gauge,
+)
 from server.oauth import BETA, InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token
 from server.tokens import Entry, Login, fingerprint, with_tokens
 from server.wallet import CLAUDE_CODE, Wallet, refusal
@@ -23,8 +34,8 @@ from server.wallet import CLAUDE_CODE, Wallet, refusal
 Kind = Literal["api_key", "platform", "subscription"]
 Source = Literal["own", "ant", "claude_code"]
 State = Literal["ready", "resting", "sign_in_again", "off"]
+Choice = Literal["sticky", "priority", "round_robin"]
 KINDS: tuple[Kind, ...] = ("api_key", "platform", "subscription")
-LONGEST_REST = 366 * 86400.0  # seconds
 
 OPEN_PAGE = "Open the proxy's page in your browser (./run.sh open)"
 
@@ -67,6 +78,9 @@ class Account:
     state: State = "ready"
     reason: str = ""  # why it is not ready, in words for the owner
     rests_until: float | None = None  # unix seconds; inf = until the owner wakes it
+    may_be_over: bool = False  # its rest: one request may see
+    strain: Strain = ""  # why others of its priority go first
+    gauges: tuple[Gauge, ...] = ()
     expires_at: float | None = None
     last_refresh_at: float | None = None
     last_refresh_error: str = ""
@@ -87,31 +101,14 @@ class Account:
             "state": seen.state,
             "reason": seen.reason or None,
             "rests_until": rfc3339(seen.rests_until),
+            "strain": seen.strain or None,
+            "limits": [public_gauge(one, rfc3339(one.resets_at)) for one in seen.gauges],
             "expires_at": rfc3339(seen.expires_at),
             "last_refresh_at": rfc3339(seen.last_refresh_at),
             "last_refresh_error": seen.last_refresh_error or None,
             "priority": seen.priority,
             "shared": seen.shared,
         }
-
-
-@dataclass(frozen=True)
-class Rest:
-    """An account's pause. It ends at `until`, or when the clock has been set back before its beginning."""
-
-    since: float
-    until: float  # unix seconds; inf = until the owner wakes it
-    reason: str
-
-    def holds(self, now: float) -> bool:
-        return self.since - 60 <= now < self.until
-
-
-def longer_rest(old: Rest | None, until: float, reason: str, now: float) -> Rest:
-    """The rest that follows from a new refusal: at least a second, and never shorter than the one that holds. An end
-    beyond a year is none."""
-    end = now + 60 if isnan(until) else inf if until > now + LONGEST_REST else max(until, now + 1)
-    return old if old and old.holds(now) and old.until >= end else Rest(now, end, reason)
 
 
 def settle(account: Account, now: float) -> Account:
@@ -132,18 +129,41 @@ def rfc3339(moment: float | None) -> str | None:
 
 
 def choose(
-    accounts: Iterable[Account], now: float, *, tried: Collection[str] = (), shared_only: bool = False
+    accounts: Iterable[Account],
+    now: float,
+    *,
+    tried: Collection[str] = (),
+    shared_only: bool = False,
+    choice: Choice = "sticky",
+    conversation: str = "",
+    turn: int = 0,
 ) -> Account:
-    """The account that pays: of those that are ready the one with the lowest priority, then the one added first.
+    """The account that pays: of those that are ready the ones with the lowest priority, Claude Code's login last. Of
+    these an account goes first that neither failed lately nor is nearly used up; then `choice` decides.
 
-    Claude Code's login comes last. `shared_only` is for client keys: a subscription serves its owner alone.
-    Raises ProxyError with the remedy when none can pay.
+    `sticky`: a conversation keeps its account while it can, for the prompt cache lives there. Conversations spread by
+    rendezvous hashing, so that an account that comes or goes moves no conversation of the others. `round_robin`: by
+    `turn`. Else, and for what is no conversation, the one added first.
+    When all rest, one whose quota may be back early. `shared_only` is for client keys: a subscription serves its owner
+    alone. Raises ProxyError with the remedy when none can pay.
     """
     allowed = [settle(a, now) for a in accounts if not shared_only or (a.shared and a.kind != "subscription")]
     free = [a for a in allowed if a.state == "ready" and a.id not in tried]
     if not free:
-        raise nobody_pays(allowed, now, shared_only=shared_only)
-    return min(free, key=lambda a: (a.source == "claude_code", a.priority))
+        early = [a for a in allowed if a.state == "resting" and a.may_be_over and a.id not in tried]
+        if not early:
+            raise nobody_pays(allowed, now, shared_only=shared_only)
+        return min(early, key=lambda a: a.rests_until or inf)
+    first = min(rank(a) for a in free)
+    equal = [a for a in free if rank(a) == first]
+    calm = [a for a in equal if not a.strain] or equal
+    if choice == "sticky" and conversation:
+        return max(calm, key=lambda a: sha256(f"{conversation}/{a.id}".encode()).digest())
+    return calm[turn % len(calm)] if choice == "round_robin" else calm[0]
+
+
+def rank(account: Account) -> tuple[bool, int]:
+    return account.source == "claude_code", account.priority
 
 
 def nobody_pays(accounts: Collection[Account], now: float, *, shared_only: bool) -> ProxyError:
@@ -230,11 +250,12 @@ class Accounts:
         base_url: str,
         oauth: OAuthSettings,
         claude_code: ClaudeCodeSettings,
+        choice: Choice = "sticky",
         clock: Callable[[], float] = time.time,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._base_url = base_url.rstrip("/")
-        self._clock = clock
+        self._choice, self._clock = choice, clock
         self._wallet = Wallet(
             data_dir.expanduser(),
             base_url=self._base_url,
@@ -244,6 +265,9 @@ class Accounts:
             environ=environ,
         )
         self._rests: dict[str, Rest] = {}
+        self._failed: dict[str, float] = {}  # when each failed last
+        self._gauges: dict[str, tuple[Gauge, ...]] = {}
+        self._turn = 0
 
     async def start(self) -> None:
         """Read what is stored, mend what a crash left, and begin to keep the logins alive."""
@@ -284,7 +308,12 @@ class Accounts:
     # -- the road
 
     async def credential(
-        self, *, tried: Collection[str] = (), shared_only: bool = False, kinds: Collection[Kind] = KINDS
+        self,
+        *,
+        tried: Collection[str] = (),
+        shared_only: bool = False,
+        kinds: Collection[Kind] = KINDS,
+        conversation: str = "",
     ) -> Credential:
         """A valid credential of the account that pays; the next one's if a login turns out to have ended.
 
@@ -292,13 +321,24 @@ class Accounts:
         """
         await self._wallet.look()
         out = set(tried)
+        self._turn += 1
         not_now: ProxyError | None = None
         while True:
             try:
                 possible = [account for account in self.all() if account.kind in kinds]
-                account = choose(possible, self._clock(), tried=out, shared_only=shared_only)
+                account = choose(
+                    possible,
+                    self._clock(),
+                    tried=out,
+                    shared_only=shared_only,
+                    choice=self._choice,
+                    conversation=conversation,
+                    turn=self._turn,
+                )
             except ProxyError as nobody:
                 raise not_now or nobody from None
+            if account.state == "resting":
+                self._rests[account.id] = self._rests[account.id]._replace(tried_at=self._clock())
             try:
                 return await self.fresh(account.id)
             except InvalidGrant:
@@ -362,12 +402,28 @@ class Accounts:
         if account_id in self._wallet.entries():
             self._rests[account_id] = longer_rest(self._rests.get(account_id), until, reason, self._clock())
 
+    def failed(self, account_id: str) -> None:
+        """It did not answer, or not as it should: for a while others go first."""
+        self._failed[account_id] = self._clock()
+
+    def heard(self, account_id: str, headers: Mapping[str, str], *, served: bool) -> None:
+        """Note what an answer's headers tell of the limits. An account that served in spite of a rest rests no more."""
+        if account_id not in self._wallet.entries():
+            return
+        if gauges := gauges_of(headers, self._clock()):
+            self._gauges[account_id] = gauges
+        if served:
+            self._failed.pop(account_id, None)
+            if (rest := self._rests.get(account_id)) and rest.tried_at:
+                del self._rests[account_id]
+
     # -- what the owner does
 
     def wake(self, account_id: str) -> Account:
         """End a rest; try a refused credential again."""
         entry = self._wallet.entry(account_id)
         self._rests.pop(account_id, None)
+        self._failed.pop(account_id, None)
         if "refused" in entry:
             self._wallet.edit(account_id, lambda e: {k: v for k, v in e.items() if k != "refused"})
         if login := self._wallet.login(entry):
@@ -503,6 +559,8 @@ class Accounts:
             last_refresh_error=login.error if login else "",
             identity=str(entry.get("identity", "")),
             ends_with=ending(entry["api_key"]) if login is None else "",
+            strain=self._strain(entry["id"], now),
+            gauges=self._gauges.get(entry["id"], ()),
         )
         if not account.enabled:
             return replace(account, state="off", reason="Switched off.")
@@ -512,8 +570,15 @@ class Accounts:
             return replace(account, state="sign_in_again", reason=reason)
         rest = self._rests.get(account.id)
         if rest and rest.holds(now):
-            return replace(account, state="resting", reason=rest.reason, rests_until=rest.until)
+            return replace(
+                account, state="resting", reason=rest.reason, rests_until=rest.until, may_be_over=rest.may_be_over(now)
+            )
         return account
+
+    def _strain(self, account_id: str, now: float) -> Strain:
+        if 0 <= now - self._failed.get(account_id, -inf) < STRAINED_SECONDS:
+            return "failing"
+        return "nearly_empty" if nearly_empty(self._gauges.get(account_id, ()), now) else ""
 
     def _credential(self, entry: Entry, secret: str, *, renewed: bool = False) -> Credential:
         login = self._wallet.login(entry)

@@ -17,7 +17,9 @@ from aiohttp import hdrs, web
 
 from server import __version__, guard
 from server.accounts import Accounts
-from server.attempt import Asked
+from server.attempt import COUNT_TOKENS, MESSAGES, Asked
+from server.budget import Budgets, Hold
+from server.chats import Chat, Chats
 from server.clients import Client, ClientKeys, required
 from server.config import Config
 from server.errors import ProxyError
@@ -92,6 +94,8 @@ class Doors:
         live: Live,
         personas: Personas,
         receipts: Receipts,
+        budgets: Budgets,
+        chats: Chats,
         upstream: Upstream,
         relay: Relay,
         base_url: str,
@@ -102,6 +106,7 @@ class Doors:
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
+        self._budgets, self._chats = budgets, chats
         self._base_url, self._recorder, self._patience, self._clock = base_url, recorder, patience, clock
         self._closing = False
         self._busy = 0  # requests on the road
@@ -163,10 +168,12 @@ class Doors:
         return self._keys.authenticate(headers, required=self.key_needed)
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
-        receipt = Receipt(at=self._clock(), persona=door.persona)
+        receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona)
+        hold: Hold | None = None
+        asked: ChatRequest | None = None
+        chat: Chat | None = None
         request[REQUEST_ID] = receipt.id
         begun = time.monotonic()
-        chat: ChatRequest | None = None
         self._busy += 1
         self._quiet.clear()
         task = this_task()
@@ -177,7 +184,9 @@ class Doors:
             if wrong := wrong_type(request.headers):
                 raise wrong
             client = self.who_asks(request.headers)
-            receipt.key = client.name
+            receipt.key_id, receipt.key = client.key_id, client.name
+            hold = self._budgets.open(client.key_id, client.limits)
+            client.check_persona(door.persona)
             self._upstream.warm(self._base_url)
             parse = partial(
                 ChatRequest.parse,
@@ -187,10 +196,12 @@ class Doors:
                 betas=",".join(request.headers.getall("anthropic-beta", ())),
                 counting=door.counting,
             )
-            chat = await asyncio.to_thread(parse) if len(parse.args[0]) > LARGE else parse()
-            receipt.model = chat.model
-            path = "/v1/messages/count_tokens" if door.counting else "/v1/messages"
-            reply = await self._relay.exchange(Asked(client, chat, request.headers, path, receipt))
+            asked = await asyncio.to_thread(parse) if len(parse.args[0]) > LARGE else parse()
+            receipt.model = asked.model
+            if not door.counting and (chat := self._chats.recognise(asked.body, client.key_id, receipt.at)):
+                receipt.chat = chat.id
+            path = COUNT_TOKENS if door.counting else MESSAGES
+            reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt, hold))
             receipt.status = reply.status
             reply.headers["x-receipt"] = receipt.id
             if receipt.cache:
@@ -219,9 +230,13 @@ class Doors:
             if not self._busy:
                 self._quiet.set()
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
-            self._receipts.add(receipt)
-            if self._recorder is not None and chat is not None and not chat.counting:
-                self._recorder.record(receipt.at, request.path, chat, receipt.usage)
+            if hold is None:  # no key, or too many requests of one
+                self._receipts.add_stranger(receipt)
+            else:
+                hold.settle(receipt)
+                self._receipts.add(receipt, chat)
+            if self._recorder is not None and asked is not None and not asked.counting:
+                self._recorder.record(receipt.at, request.path, asked, receipt.usage)
             log.info("%s", receipt.line())
 
     async def _stream(
@@ -277,7 +292,7 @@ class Doors:
     async def _anything_else(self, request: web.Request) -> web.StreamResponse:
         client = self.who_asks(request.headers)
         path = request.rel_url.raw_path
-        if not client.own or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
+        if not client.own or client.is_limited or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
             raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
         body = await read_body(request) if request.can_read_body else b""
         query = request.rel_url.raw_query_string

@@ -18,18 +18,25 @@ from server import guard, pages
 from server.accounts import Accounts, ClaudeCodeSettings, Credential
 from server.api import MAX_BODY, Doors
 from server.attempt import Attempts, refusal_of
+from server.books import Books
+from server.budget import Budgets
 from server.cache_memory import CacheMemory, Journal
 from server.cache_planner import CachePlanner, Helps
+from server.chats import Chats
 from server.clients import ClientKeys
 from server.config import TOP, Config
+from server.days import begins, month_of
 from server.errors import ProxyError
 from server.files import private_folder
 from server.keepalive import Sleep
 from server.learned import Lessons, Live
+from server.metrics import Metrics
 from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
+from server.pages import books as book_pages
 from server.pages import keys as key_pages
+from server.pages import metrics as metrics_page
 from server.pages import page
 from server.practice.app import create_practice
 from server.presets import Personas
@@ -71,13 +78,19 @@ def build(
     """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
     data_dir, patience = config.data_dir.expanduser(), patience or Patience()
     warnings = prepare_folder(data_dir)
+    models = Models.load()
+    books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
     keys = ClientKeys(data_dir, clock=clock)
     first_key = keys.first_key(make=config.make_first_key)
-    refuse_open_doors(config, keys)
+    if refusal := open_doors(config, keys):
+        keys.close()
+        books.close()
+        raise refusal
 
-    models = Models.load()
     personas = Personas(TOP / "presets")
-    receipts = Receipts(models)
+    metrics = Metrics(models)
+    receipts = Receipts(models, books, metrics)
+    budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
     oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None
     base_url = practice.url if practice else config.api_base_url.rstrip("/")
@@ -86,6 +99,7 @@ def build(
         base_url=base_url,
         oauth=oauth,
         claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
+        choice=config.account_choice,
         clock=clock,
     )
     owner = Owner.at(data_dir, port, clock)
@@ -104,6 +118,7 @@ def build(
         step_options(config),
         Helps(cache_late_lore=config.cache_late_lore, cache_steady_window=config.cache_steady_window),
         receipts,
+        budgets,
         base_url=base_url,
         pings=config.cache_keepalive_pings,
         practice=practice.credential if practice else None,
@@ -114,6 +129,7 @@ def build(
     if recorder:
         warnings = [*warnings, recorder.warning]
         log.warning("%s", recorder.warning)
+    chats = Chats(owner.admin_token.encode(), books.chats())
     doors = Doors(
         config,
         keys,
@@ -121,6 +137,8 @@ def build(
         live,
         personas,
         receipts,
+        budgets,
+        chats,
         upstream,
         relay,
         base_url,
@@ -143,11 +161,18 @@ def build(
     app[page.WARNINGS] = lambda: [
         *warnings,
         *keys.warnings,
+        *books.warnings,
         *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
     ]
     app[key_pages.KEYS] = keys
-    app[key_pages.RECEIPTS] = receipts
+    app[key_pages.BUDGETS] = budgets
+    app[book_pages.RECEIPTS] = receipts
+    app[book_pages.BOOKS] = books
     pages.attach(app)
+    app[metrics_page.METRICS] = metrics
+    app[metrics_page.BUSY] = lambda: doors.busy
+    app.add_routes(book_pages.routes())
+    app.add_routes(metrics_page.routes())
     app.add_routes(key_pages.routes())
     app.add_routes(doors.routes())
 
@@ -167,6 +192,7 @@ def build(
         if recorder:
             recorder.close()
         lessons.close()
+        books.close()
         if practice:
             await practice.stop()
         keys.close()
@@ -229,14 +255,14 @@ def prepare_folder(data_dir: Path) -> list[str]:
     return warnings
 
 
-def refuse_open_doors(config: Config, keys: ClientKeys) -> None:
-    """Beyond this computer nothing is served without a client key. Raises StartRefused."""
-    if config.listens_beyond_loopback and not keys.any():
-        keys.close()
-        raise StartRefused(
-            f"host={config.host} would open the proxy to your network, but there is no client key yet. "
-            "Start it once with host left blank, make a key on the start page, then set host again."
-        )
+def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
+    """Beyond this computer nothing is served without a client key."""
+    if not config.listens_beyond_loopback or keys.any():
+        return None
+    return StartRefused(
+        f"host={config.host} would open the proxy to your network, but there is no client key yet. "
+        "Start it once with host left blank, make a key on the start page, then set host again."
+    )
 
 
 def key_check(upstream: Upstream) -> Callable[[str, str], Awaitable[str]]:

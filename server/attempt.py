@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from server.accounts import Credential
+from server.budget import Hold
 from server.clients import Client
 from server.errors import type_of
 from server.explain import Refusal
@@ -19,6 +20,7 @@ from server.sse import EventTooLarge, Meter, WholeEvents
 from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstream, UpstreamFailed
 from server.usage import Receipt
 
+MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
 
 # What a front end may learn from the upstream's headers, and what it may tell the upstream by its own.
@@ -36,6 +38,7 @@ class Asked:
     headers: Mapping[str, str]
     path: str  # behind the base URL: /v1/messages or /v1/messages/count_tokens
     receipt: Receipt
+    hold: Hold  # on what the client's key may spend
 
 
 Begun = Callable[[Meter], None]
@@ -107,6 +110,22 @@ class Attempts:
             return refusal_event(stream.meter.error, answer.headers, credential.kind)
         begun(stream.meter)
         return Reply(answer.status, {**back, "Content-Type": "text/event-stream; charset=utf-8"}, None, stream)
+
+    async def count(self, asked: Asked, sent: ChatRequest, credential: Credential) -> int | None:
+        """The tokens of a prompt as the upstream itself counts them, which costs nothing; None where it does not."""
+        headers = headers_for(sent, credential, asked.headers)
+        try:
+            answer = await self._upstream.send(
+                "POST", credential.base_url, COUNT_TOKENS, headers, orjson.dumps(sent.body)
+            )
+            try:
+                raw = await answer.read_all(self._patience.idle)
+                counted = json_object(raw, answer).get("input_tokens") if answer.status == 200 else None
+            finally:
+                answer.close()
+        except UpstreamFailed:
+            return None
+        return counted if isinstance(counted, int) and counted >= 0 else None
 
     async def plain(
         self, method: str, target: str, sent: ChatRequest, credential: Credential, given: Mapping[str, str], body: bytes

@@ -1,4 +1,4 @@
-"""Who asks: client keys, hashed at rest, and when one is needed."""
+"""Who asks: client keys, hashed at rest, what each may use, and when one is needed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from server.budget import NO_LIMITS, Limits
 from server.errors import ProxyError
-from server.files import set_aside, write_private
+from server.files import set_aside_database, write_private
+from server.models import Models
 
 log = logging.getLogger(__name__)
 
 PREFIX = "tavern-"
 SHOWN = len(PREFIX) + 6  # characters that stay readable, to find a key and to tell keys apart
+MAY_USE = ("limits", "models", "personas")  # columns with JSON
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,29 @@ class Client:
     key_id: str = ""
     name: str = ""
     own: bool = True  # the owner's own key: it may use what serves the owner alone
+    limits: Limits = NO_LIMITS
+    models: tuple[str, ...] = ()  # that it may use; none: all
+    personas: tuple[str, ...] = ()
+
+    @property
+    def is_limited(self) -> bool:
+        return self.limits != NO_LIMITS or bool(self.models or self.personas)
+
+    def check_persona(self, persona: str) -> None:
+        """Raises ProxyError 403 for another persona than this key may use."""
+        if self.personas and persona not in self.personas:
+            addresses = ", ".join(f"/v1/{name}" for name in self.personas)
+            raise ProxyError(403, f"This key is for certain personas only. Let the proxy URL end in {addresses}.")
+
+    def check_model(self, model: str, models: Models) -> None:
+        """Raises ProxyError 403 for another model than this key may use."""
+        found = models.find(model)
+        asked = found.id if found else model
+        allowed = [(known.id if (known := models.find(name)) else name) for name in self.models]
+        if allowed and asked not in allowed:
+            raise ProxyError(
+                403, f"This key may not use {model}. Choose one of these in your front end: {', '.join(allowed)}."
+            )
 
 
 OWNER = Client()
@@ -66,7 +94,7 @@ class ClientKeys:
         try:
             self._db = self._open(path)
         except sqlite3.DatabaseError as error:
-            aside = set_aside(path, clock())
+            aside = set_aside_database(path, clock())
             self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
             log.warning("%s", self.warnings[0])
             self._db = self._open(path)
@@ -81,6 +109,10 @@ class ClientKeys:
                 " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL, own INTEGER NOT NULL)"
             )
             database.execute("CREATE INDEX IF NOT EXISTS client_keys_shown ON client_keys (shown)")
+            there = {row[1] for row in database.execute("PRAGMA table_info(client_keys)")}
+            for column in MAY_USE:
+                if column not in there:
+                    database.execute(f"ALTER TABLE client_keys ADD COLUMN {column} TEXT NOT NULL DEFAULT 'null'")
         except sqlite3.DatabaseError:
             database.close()
             raise
@@ -114,34 +146,65 @@ class ClientKeys:
             log.warning("The client keys cannot be read: %s", error)
         return self._any
 
-    def make(self, name: str, *, own: bool = False) -> tuple[dict[str, Any], str]:
+    def make(
+        self,
+        name: str,
+        *,
+        own: bool = False,
+        limits: Limits = NO_LIMITS,
+        models: Iterable[str] = (),
+        personas: Iterable[str] = (),
+    ) -> tuple[dict[str, Any], str]:
         """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends."""
         key, key_id = PREFIX + secrets.token_urlsafe(32), f"key_{secrets.token_hex(6)}"
         self._db.execute(
-            "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, NULL, ?)",
-            (key_id, name, key[:SHOWN], digest(key), self._clock(), own),
+            "INSERT INTO client_keys (id, name, shown, digest, created_at, own, limits, models, personas)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key_id, name, key[:SHOWN], digest(key), self._clock(), own, *as_json(limits, models, personas)),
         )
-        return next(row for row in self.rows() if row["id"] == key_id), key
+        return self.row(key_id), key
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of GET /api/keys, oldest first."""
         found = self._db.execute(
-            "SELECT id, name, shown, created_at, last_used_at, own FROM client_keys ORDER BY created_at"
+            "SELECT id, name, own, limits, models, personas, shown, created_at, last_used_at"
+            " FROM client_keys ORDER BY created_at"
         ).fetchall()
         return [
             {
-                "id": key_id,
-                "name": name,
+                "id": client.key_id,
+                "name": client.name,
                 "shown": f"{shown}…",
                 "created_at": rfc3339(made),
                 "last_used_at": rfc3339(used),
-                "own": bool(own),
+                "own": client.own,
+                "limits": client.limits.public(),
+                "models": list(client.models),
+                "personas": list(client.personas),
             }
-            for key_id, name, shown, made, used, own in found
+            for *who, shown, made, used in found
+            for client in [as_client(*who)]
         ]
 
-    def rename(self, key_id: str, name: str) -> bool:
-        return self._db.execute("UPDATE client_keys SET name = ? WHERE id = ?", (name, key_id)).rowcount > 0
+    def row(self, key_id: str) -> dict[str, Any]:
+        """Raises ProxyError 404."""
+        for row in self.rows():
+            if row["id"] == key_id:
+                return row
+        raise ProxyError(404, "There is no such key. It may have been revoked already.")
+
+    def update(self, key_id: str, **changes: Any) -> dict[str, Any]:
+        """Change name, limits, models or personas of a key; its row then. Raises ProxyError 404."""
+        row = self._db.execute(
+            "SELECT id, name, own, limits, models, personas FROM client_keys WHERE id = ?", (key_id,)
+        ).fetchone()
+        if row is not None:
+            client = replace(as_client(*row), **changes)
+            self._db.execute(
+                "UPDATE client_keys SET name = ?, limits = ?, models = ?, personas = ? WHERE id = ?",
+                (client.name, *as_json(client.limits, client.models, client.personas), key_id),
+            )
+        return self.row(key_id)
 
     def revoke(self, key_id: str) -> bool:
         return self._db.execute("DELETE FROM client_keys WHERE id = ?", (key_id,)).rowcount > 0
@@ -152,16 +215,17 @@ class ClientKeys:
             return None
         try:
             rows = self._db.execute(
-                "SELECT id, name, digest, last_used_at, own FROM client_keys WHERE shown = ?", (secret[:SHOWN],)
+                "SELECT id, name, own, limits, models, personas, digest, last_used_at FROM client_keys WHERE shown = ?",
+                (secret[:SHOWN],),
             ).fetchall()
         except sqlite3.Error as error:
             raise ProxyError(503, f"The client keys cannot be read just now ({error}). Try again.") from None
         now = self._clock()
-        for key_id, name, stored, used, own in rows:
+        for key_id, *who, stored, used in rows:
             if hmac.compare_digest(stored, digest(secret)):
                 if used is None or now - used > 60:  # a minute's precision spares a write for each request
                     self._note_use(key_id, now)
-                return Client(key_id, name, bool(own))
+                return as_client(key_id, *who)
         return None
 
     def _note_use(self, key_id: str, now: float) -> None:
@@ -181,6 +245,17 @@ class ClientKeys:
             401,
             "This proxy asks for a client key. Put one, made by its owner, into the password field of your front end.",
         )
+
+
+def as_client(key_id: str, name: str, own: int, limits: str, models: str, personas: str) -> Client:
+    """A stored key as the one who asks with it."""
+    lists = (tuple(orjson.loads(text) or ()) for text in (models, personas))
+    return Client(key_id, name, bool(own), Limits.of(orjson.loads(limits)), *lists)
+
+
+def as_json(limits: Limits, models: Iterable[str], personas: Iterable[str]) -> tuple[str, str, str]:
+    given = {name: value for name, value in limits.public().items() if value is not None}
+    return orjson.dumps(given).decode(), orjson.dumps(list(models)).decode(), orjson.dumps(list(personas)).decode()
 
 
 def rfc3339(at: float | None) -> str | None:

@@ -73,6 +73,15 @@ class Config:
         "auto",
         "A short marked line at a reply's end. auto: at refusals and blank replies; true: also at cut ones; false.",
     )
+    account_choice: Literal["sticky", "priority", "round_robin"] = setting(
+        "sticky",
+        "Which of several accounts pays. sticky: a chat keeps its account, where its cache is; priority: always the "
+        "first that is free; round_robin: each in turn.",
+    )
+    books_days: int = setting(90, "Days for which the books keep each request. Older ones become sums of days.")
+    metrics_token: str = setting(
+        "", "A password with which a Prometheus may read /metrics, besides the owner. Blank: the owner alone."
+    )
     cache_planner: bool = setting(True, "Place the prompt-cache marks so that long chats cost least.")
     cache_late_lore: bool = setting(
         False, "Move changing lore lines behind the stable part of the prompt. Changes their order, not their words."
@@ -147,6 +156,10 @@ class Config:
             refuse("port", "must be between 1 and 65535")
         if self.cache_keepalive_pings < 0:
             refuse("cache_keepalive_pings", "cannot be negative")
+        if 0 < len(self.metrics_token) < 16:
+            refuse("metrics_token", "must have at least 16 characters")
+        if self.books_days < 1:
+            refuse("books_days", "must be at least 1")
         for key in ("api_base_url", "oauth_authorize_url", "oauth_token_url", "oauth_redirect_uri"):
             if problem := url_problem(getattr(self, key)):
                 refuse(key, problem)

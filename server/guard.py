@@ -49,15 +49,20 @@ class Door(Enum):
 OPEN_ROUTES = frozenset({"/health", "/auth/status", "/static/{name}", "/favicon.ico"})
 # These look after themselves: one redeems a link or asks for the session, the other is bound by a cookie of its own.
 SELF_KEPT_PAGES = frozenset({"/auth/login", "/auth/callback"})
+SELF_KEPT = SELF_KEPT_PAGES | {"/metrics"}  # the owner, or the token of a setting
 OWNER_PAGES = frozenset({"/"})
+# Takes a client key, of which it tells; clients.py finds the key.
+KEY_ROUTES = frozenset({"/api/me"})
 
 
 def door_of(canonical: str) -> Door:
     """The door of a matched route, by the pattern it was declared with: no spelling of a path can talk its way past."""
-    if canonical in OPEN_ROUTES or canonical in SELF_KEPT_PAGES:
+    if canonical in OPEN_ROUTES or canonical in SELF_KEPT:
         return Door.OPEN
     if canonical in OWNER_PAGES:
         return Door.PAGE
+    if canonical in KEY_ROUTES:
+        return Door.FRONT
     return Door.OWNER if canonical.startswith(("/api/", "/auth/")) else Door.FRONT
 
 

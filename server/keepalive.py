@@ -90,14 +90,12 @@ def has_image(message: Mapping[str, Any]) -> bool:
 class KeepAlive:
     """The pings of all chats, each in a task of its own. The text they need is held in memory until they end."""
 
-    def __init__(
-        self, planner: CachePlanner, send: Send, *, clock: Callable[[], float], sleep: Sleep = asyncio.sleep
-    ) -> None:
-        self._planner, self._send, self._clock, self._sleep = planner, send, clock, sleep
+    def __init__(self, planner: CachePlanner, *, clock: Callable[[], float], sleep: Sleep = asyncio.sleep) -> None:
+        self._planner, self._clock, self._sleep = planner, clock, sleep
         self._chats: list[tuple[Plan, asyncio.Task[None]]] = []
 
-    def watch(self, plan: Plan | None, request: ChatRequest, most: int) -> None:
-        """A request of a chat began: ping from now on for this one, and no longer for those before it."""
+    def watch(self, plan: Plan | None, request: ChatRequest, send: Send, most: int) -> None:
+        """A request of a chat began: ping from now on for this one, by `send`, and no longer for those before it."""
         if plan is None or plan.off:
             return
         kept = []
@@ -108,14 +106,14 @@ class KeepAlive:
                 kept.append((other, task))
         self._chats = kept
         if most > 0 and next_ping(plan, request, used_at=plan.at, sent=0, most=most):
-            self._chats.append((plan, asyncio.create_task(self._keep(plan, request, most))))
+            self._chats.append((plan, asyncio.create_task(self._keep(plan, request, send, most))))
 
-    async def _keep(self, plan: Plan, request: ChatRequest, most: int) -> None:
+    async def _keep(self, plan: Plan, request: ChatRequest, send: Send, most: int) -> None:
         used_at, sent = plan.at, 0
         while ping := next_ping(plan, request, used_at=used_at, sent=sent, most=most):
             await self._sleep(max(ping.at - self._clock(), 0.0))
             used_at = self._clock()
-            usage = await self._send(plan, ping.request)
+            usage = await send(plan, ping.request)
             if usage is None or not Counts.of(usage).read:
                 log.info("A keep-alive ping found nothing to keep alive; no more for this pause.")
                 return

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from server.accounts import Accounts, Credential
-from server.attempt import Asked, Attempts, passed_back
+from server.attempt import MESSAGES, Asked, Attempts, passed_back
+from server.budget import Budgets, OverBudget
 from server.cache_memory import Scope
 from server.cache_planner import CachePlanner, Helps, Plan
 from server.cache_why import tell
-from server.clients import OWNER, Client
+from server.clients import Client
 from server.config import is_loopback
 from server.errors import ProxyError
-from server.explain import Refusal, is_policy, remedy, rests_until
+from server.explain import Refusal, is_policy, remedy
+from server.health import rest_after
 from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
 from server.presets import Persona, Personas
 from server.reply import Reply
 from server.request import LARGE, Change, ChatRequest
-from server.retry import STATUSES, Budget, delay
+from server.retry import RETRIES, STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
+from server.rewrite.counting import GENERATION
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
 from server.upstream import UpstreamFailed
@@ -37,10 +39,6 @@ from server.usage import Receipt, Receipts
 log = logging.getLogger(__name__)
 
 PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
-
-REST_SECONDS = 60.0  # for a 429 that does not say
-FAILING_SECONDS = 30.0  # an account whose upstream failed comes last
-REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ class Relay:
         options: Options,
         helps: Helps,
         receipts: Receipts,
+        budgets: Budgets,
         *,
         base_url: str,
         pings: int = 0,
@@ -98,12 +97,9 @@ class Relay:
         self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
-        self._receipts, self._pings = receipts, pings
-        self._keep_alive = (
-            KeepAlive(planner, self._ping, clock=clock, sleep=sleep) if planner is not None and pings else None
-        )
+        self._receipts, self._budgets, self._pings = receipts, budgets, pings
+        self._keep_alive = KeepAlive(planner, clock=clock, sleep=sleep) if planner is not None and pings else None
         self._budget = Budget()
-        self._failing: dict[str, float] = {}  # accounts whose upstream is down, and until when others go before them
 
     async def close(self) -> None:
         if self._keep_alive is not None:
@@ -123,31 +119,58 @@ class Relay:
             journey.refused = None
             self._note(asked.receipt, sent, credential, journey)
             try:
-                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked.receipt))
+                await self._reserve(asked, sent, credential)
+            except ProxyError:
+                self._failed(plan)
+                raise
+            try:
+                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked))
             except UpstreamFailed as error:
                 self._failed(plan)
-                if error.unanswered and (other := await self._elsewhere(asked, credential, journey)):
-                    credential = other
-                elif not error.unsent or not await self._wait(journey, {}):
+                asked.hold.free()
+                if error.unanswered:
+                    self._accounts.failed(credential.account_id)
+                    if other := await self._instead(asked, credential, journey):
+                        credential = other
+                        continue
+                if not error.unsent or not await self._wait(journey, {}):
                     raise
                 continue
+            self._accounts.heard(credential.account_id, outcome.headers, served=isinstance(outcome, Reply))
             if isinstance(outcome, Reply):
                 for model, learned in journey.lessons:  # now that they have proved right
                     self._lessons.add(credential.base_url, model, learned)
                 return outcome
             self._failed(plan)
+            asked.hold.free()
             if self._learns(outcome, sent, credential, plan, journey):
                 continue
             if other := await self._other(asked, outcome, credential, journey):
                 credential = other
                 continue
-            if outcome.status not in STATUSES:
+            if outcome.status not in STATUSES or not await self._wait(journey, outcome.headers):
                 raise PassedOn(outcome, self._clock())
-            if await self._wait(journey, outcome.headers):
-                continue
-            if not (other := await self._elsewhere(asked, credential, journey)):
-                raise PassedOn(outcome, self._clock())
-            credential = other
+
+    async def _reserve(self, asked: Asked, sent: ChatRequest, credential: Credential) -> None:
+        """Hold what the attempt may cost on the limits of the client's key. Raises ProxyError.
+
+        Where the surest bound, a token for each byte, does not fit any more, the upstream is asked for the exact count.
+        """
+        models = self._live.models
+        asked.client.check_model(sent.model, models)
+        if sent.counting:
+            return  # costs nothing
+        model = models.find(sent.model)
+        try:
+            asked.hold.reserve(sent.body, model)
+        except OverBudget as over:
+            if over.is_empty:
+                raise
+            counted = await self._attempts.count(asked, for_counting(sent), credential)
+            if counted is None:
+                raise
+            asked.hold.reserve(sent.body, model, counted)
+        asked.receipt.notice = asked.hold.notice()
 
     async def _prepare(
         self, request: ChatRequest, credential: Credential, journey: Journey
@@ -200,39 +223,59 @@ class Relay:
         host = urlsplit(base_url).hostname or ""
         return host.endswith(".anthropic.com") or (is_loopback(host) and base_url == self._base_url)
 
-    def _begun(self, plan: Plan | None, sent: ChatRequest, receipt: Receipt) -> Callable[[Meter], None]:
+    def _begun(self, plan: Plan | None, sent: ChatRequest, asked: Asked) -> Callable[[Meter], None]:
         """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""
-        started = self._clock()
+        started, receipt = self._clock(), asked.receipt
 
         def begun(meter: Meter) -> None:
             if self._planner is not None:
                 self._planner.began(plan, meter.usage, started, self._clock())
                 receipt.cache = tell(plan, meter.usage, meter.diagnostics)
             if self._keep_alive is not None:
-                self._keep_alive.watch(plan, sent, self._pings)
+                self._keep_alive.watch(plan, sent, partial(self._ping, asked), self._pings)
 
         return begun
 
-    async def _ping(self, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
+    async def _ping(self, after: Asked, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
         """Send a keep-alive ping with the account that holds the cache; its `usage`, or None when it may not be sent.
+        It is paid by the client whose request it comes after.
 
         A guest's key pays for its own requests alone, and a resting account for none.
         """
-        receipt = Receipt(at=self._clock(), model=warm.model, changes=(PING_CHANGE,))
+        client, chat = after.client, after.receipt.chat
+        receipt = Receipt(
+            at=self._clock(),
+            kind="ping",
+            model=warm.model,
+            key_id=client.key_id,
+            key=client.name,
+            chat=chat,
+            persona=after.receipt.persona,
+            changes=(PING_CHANGE,),
+        )
+        try:
+            hold = self._budgets.open(client.key_id, client.limits, ping=True)
+        except ProxyError:
+            return None  # the key was revoked
         try:
             credential = self._practice or await self._accounts.fresh_if_ready(plan.scope.credential)
             if credential is None:
                 return None
-            receipt.account = self._payer(credential)
-            asked = Asked(OWNER, warm, {}, "/v1/messages", receipt)
+            receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
+            hold.reserve(warm.body, self._live.models.find(warm.model))
+            asked = Asked(client, warm, {}, MESSAGES, receipt, hold)
             outcome = await self._attempts.make(asked, warm, credential, lambda meter: None)
+            if isinstance(outcome, Refusal):
+                hold.free()
         except ProxyError as error:
             receipt.status, receipt.ended = error.status, "error"
+            hold.free()
             return None
         else:
             receipt.status = outcome.status
             return receipt.usage if isinstance(outcome, Reply) else None
         finally:
+            hold.settle(receipt)
             self._receipts.add(receipt)
 
     def _failed(self, plan: Plan | None) -> None:
@@ -240,36 +283,41 @@ class Relay:
             self._planner.failed(plan)
 
     async def _choose(self, asked: Asked, journey: Journey) -> Credential:
-        """Who pays: rather an account whose upstream worked lately."""
-        now, shared_only = self._clock(), not asked.client.own
-        self._failing = {name: until for name, until in self._failing.items() if now < until <= now + FAILING_SECONDS}
-        if self._failing:
-            with suppress(ProxyError):
-                return await self._accounts.credential(tried={*journey.tried, *self._failing}, shared_only=shared_only)
-        return await self._accounts.credential(tried=journey.tried, shared_only=shared_only)
-
-    async def _elsewhere(self, asked: Asked, failed: Credential, journey: Journey) -> Credential | None:
-        """Another account to try at once where one's upstream is down; None when there is none."""
-        if journey.guest:
-            return None
-        self._failing[failed.account_id] = self._clock() + FAILING_SECONDS
-        return await self._next(asked, failed, journey)
+        return await self._accounts.credential(
+            tried=journey.tried, shared_only=not asked.client.own, conversation=asked.receipt.chat
+        )
 
     async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey) -> Credential | None:
-        """Another credential to try at once after a 401, 402, 403 or 429; None when this refusal is the last word."""
-        if journey.guest:
-            return None
-        if refusal.status == 401:
-            if renewed := await self._accounts.after_401(refused):
-                return renewed
-        elif refusal.status in (402, 429):
-            self._rest(refused, refusal)
-        elif refusal.status != 403:
-            return None
-        return await self._next(asked, refused, journey)
+        """Another credential to try at once after a refusal that is about the account; None when it is the last word.
 
-    async def _next(self, asked: Asked, tried: Credential, journey: Journey) -> Credential | None:
-        journey.tried.add(tried.account_id)
+        A limit, missing credit or a refused credential puts the account aside; an overload or a 403 lets others go
+        first for a while. A 400 and a policy refusal are never tried elsewhere.
+        """
+        if journey.guest or is_policy(refusal):
+            return None
+        if refusal.status == 401 and (renewed := await self._accounts.after_401(refused)):
+            return renewed
+        if (until := rest_after(refusal, self._clock())) is not None:
+            self._accounts.rest(refused.account_id, until, refusal.message)
+        if refusal.status in STATUSES:
+            self._accounts.failed(refused.account_id)
+            return await self._instead(asked, refused, journey)
+        if refusal.status == 403:
+            self._accounts.failed(refused.account_id)
+        return await self._next(asked, refused, journey) if refusal.status in (401, 402, 403, 429) else None
+
+    async def _instead(self, asked: Asked, failed: Credential, journey: Journey) -> Credential | None:
+        """Another credential after a failure that may be everybody's: counts as a retry, and none that failed too."""
+        if journey.guest or journey.retries >= RETRIES:
+            return None
+        other = await self._next(asked, failed, journey)
+        if other is None or self._accounts.get(other.account_id).strain == "failing":
+            return None
+        journey.retries += 1
+        return other
+
+    async def _next(self, asked: Asked, before: Credential, journey: Journey) -> Credential | None:
+        journey.tried.add(before.account_id)
         try:
             return await self._choose(asked, journey)
         except ProxyError as error:
@@ -285,24 +333,11 @@ class Relay:
         await asyncio.sleep(wait)
         return True
 
-    def _rest(self, credential: Credential, refusal: Refusal) -> None:
-        """Let the account rest until its limit ends; after a spend cap, until its owner wakes it."""
-        if refusal.status == 402 or refusal.code.endswith("spend_limit_reached"):
-            self._accounts.rest(credential.account_id, math.inf, refusal.message)
-            return
-        now = self._clock()
-        until = rests_until(refusal.headers, now)
-        if until is None:
-            until = now + REST_SECONDS
-        elif "anthropic-ratelimit-unified-reset" not in refusal.headers:
-            until = now + min(max(until - now, REST_LEAST), REST_MOST)
-        self._accounts.rest(credential.account_id, max(until, now + REST_LEAST), refusal.message)
-
     def _note(self, receipt: Receipt, sent: ChatRequest, credential: Credential, journey: Journey) -> None:
         receipt.attempts += 1
         receipt.model = sent.model
         receipt.changes = (*sent.changes, *journey.changes)
-        receipt.account = self._payer(credential)
+        receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
 
     def _payer(self, credential: Credential) -> str:
         if credential.account_id:
@@ -321,6 +356,11 @@ class Relay:
         if isinstance(outcome, Refusal):
             raise PassedOn(outcome, self._clock())
         return outcome
+
+
+def for_counting(sent: ChatRequest) -> ChatRequest:
+    """The request as `/count_tokens` takes it."""
+    return replace(sent, body={key: value for key, value in sent.body.items() if key not in GENERATION}, counting=True)
 
 
 class PassedOn(ProxyError):

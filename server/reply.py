@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
+from server.budget import notice_change
 from server.errors import ProxyError
-from server.explain import closing_words
+from server.explain import closing_words, framed
 from server.request import Change
 from server.sse import PING, EventTooLarge, Meter, WholeEvents, before_last_words, text_events
 from server.upstream import Answer, Broken, Patience, Silence
@@ -115,6 +116,9 @@ def closing(receipt: Receipt, meter: Meter, mode: str) -> str:
     if words:
         detail = "Added a line of ours at the end of a reply that said nothing."
         receipt.changes = (*receipt.changes, Change("explain_in_chat", detail))
+    if receipt.notice and mode != "false" and meter.stop_reason in ("end_turn", "stop_sequence", "max_tokens"):
+        receipt.changes = (*receipt.changes, notice_change())
+        words += framed(receipt.notice)
     return words
 
 

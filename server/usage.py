@@ -1,4 +1,4 @@
-"""What it cost: receipts, one for each request, kept in memory for now."""
+"""What it cost: receipts, one for each request; the last ones are kept in memory with their texts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from server.models import Models, cost
 from server.request import Change
 
 if TYPE_CHECKING:
+    from server.books import Books
     from server.cache_why import CacheStory
+    from server.chats import Chat
+    from server.metrics import Metrics
 
 KEPT = 1000  # receipts
+Kind = Literal["chat", "count", "ping"]
 
 
 def new_id() -> str:
@@ -29,10 +33,14 @@ class Receipt:
 
     at: float
     id: str = field(default_factory=new_id)
+    kind: Kind = "chat"
     model: str = ""
     persona: str = ""
+    account_id: str = ""
     account: str = ""
+    key_id: str = ""
     key: str = ""
+    chat: str = ""
     status: int = 0
     stop_reason: str | None = None
     ended: str = ""  # whole · cut · error · client_left
@@ -42,6 +50,9 @@ class Receipt:
     changes: tuple[Change, ...] = ()
     usage: Mapping[str, Any] = field(default_factory=dict)
     cache: CacheStory | None = None
+    charged_usd: float = 0.0  # to the client key; more than it cost where the upstream did not say the end
+    charged_tokens: int = 0
+    notice: str = ""  # for the end of the reply
 
     def line(self) -> str:
         """A few words for the log."""
@@ -52,17 +63,18 @@ class Receipt:
     def public(self, models: Models) -> dict[str, Any]:
         """The row of GET /api/requests."""
         tokens = token_counts(self.usage)
-        model = models.like(self.model)
-        priced = cost(model, self.usage) if model is not None and self.usage else None
+        priced = price(models, self.model, self.usage) if self.usage else None
         read = tokens["cache_read_tokens"]
         written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
         return {
             "id": self.id,
             "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds"),
+            "kind": self.kind,
             "model": self.model,
             "persona": self.persona or None,
             "account": self.account or None,
             "key": self.key or None,
+            "chat": self.chat or None,
             "status": self.status,
             "stop_reason": self.stop_reason,
             "ended": self.ended,
@@ -73,8 +85,15 @@ class Receipt:
             "ttft_ms": self.ttft_ms,
             "duration_ms": self.duration_ms,
             "changes": [{"name": change.name, "detail": change.detail} for change in self.changes],
+            "changes_count": len(self.changes),
             "cache": self.cache.public() if self.cache else unplanned(read, written),
         }
+
+
+def price(models: Models, model: str, usage: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Dollars for a reply's `usage`, and what it would have cost uncached; None for a model without a known price."""
+    found = models.find(model)
+    return cost(found, usage) if found else None
 
 
 def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
@@ -102,14 +121,20 @@ def unplanned(read: int, written: int) -> dict[str, Any]:
 
 
 class Receipts:
-    """The last receipts, newest first."""
+    """The last receipts, newest first; each is counted, and goes into the books."""
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, models: Models, books: Books, metrics: Metrics) -> None:
+        self._models, self._books, self._metrics = models, books, metrics
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
 
-    def add(self, receipt: Receipt) -> None:
+    def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
+        self.add_stranger(receipt)
+        self._books.add(receipt, chat)
+
+    def add_stranger(self, receipt: Receipt) -> None:
+        """The receipt of one who was turned away at the door: leaves no trace on the disk."""
         self._kept.appendleft(receipt)
+        self._metrics.count(receipt)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """The rows of GET /api/requests, `limit` at most."""

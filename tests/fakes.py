@@ -28,15 +28,23 @@ def event(type_: str, **data: Any) -> bytes:
     return f"event: {type_}\ndata: {json.dumps({'type': type_, **data})}\n\n".encode()
 
 
-def reply_events(*words: str, stop_reason: str = "end_turn", model: str = "claude-sonnet-4-6") -> list[bytes]:
-    """A whole streamed reply, event by event."""
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": [], "usage": USAGE}
+def reply_events(
+    *words: str,
+    stop_reason: str = "end_turn",
+    model: str = "claude-sonnet-4-6",
+    usage: Mapping[str, Any] = USAGE,
+    output: int = 3,
+) -> list[bytes]:
+    """A whole streamed reply, event by event; `output` is what its end says of its tokens."""
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": [], "usage": usage}
     return [
         event("message_start", message={**message, "stop_reason": None}),
         event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
         *(event("content_block_delta", index=0, delta={"type": "text_delta", "text": word}) for word in words),
         event("content_block_stop", index=0),
-        event("message_delta", delta={"stop_reason": stop_reason, "stop_sequence": None}, usage={"output_tokens": 3}),
+        event(
+            "message_delta", delta={"stop_reason": stop_reason, "stop_sequence": None}, usage={"output_tokens": output}
+        ),
         event("message_stop"),
     ]
 
@@ -74,17 +82,21 @@ class FakeAnthropic:
     """Queue replies, then read what reached it. With the queue empty it answers in the way asked for."""
 
     replies: deque[Reply] = field(default_factory=deque)
+    answer: Callable[[Seen], Reply] | None = None
     seen: list[Seen] = field(default_factory=list)
     connections: set[int] = field(default_factory=set)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(Seen(request.method, request.path_qs, dict(request.headers), await request.read()))
+        seen = Seen(request.method, request.path_qs, dict(request.headers), await request.read())
+        self.seen.append(seen)
         self.connections.add(id(request.transport))
         try:
             if self.replies:
                 return await self.replies.popleft()(request)
+            if self.answer:
+                return await self.answer(seen)(request)
             return await (stream() if self.seen[-1].raw and self.seen[-1].body.get("stream") else plain())(request)
         except (asyncio.CancelledError, ConnectionError):
             self.left.set()

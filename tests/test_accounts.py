@@ -14,14 +14,13 @@ import pytest
 from server.accounts import (
     Account,
     Credential,
-    Rest,
     choose,
     guest_credential,
-    longer_rest,
     rfc3339,
     settle,
 )
 from server.errors import ProxyError
+from server.health import Rest, longer_rest
 from server.oauth import Tokens
 from tests.fake_oauth import FakeOAuth
 from tests.pools import (

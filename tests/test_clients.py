@@ -3,8 +3,10 @@ from contextlib import closing
 
 import pytest
 
-from server.clients import OWNER, ClientKeys, required
+from server.budget import Limits
+from server.clients import OWNER, Client, ClientKeys, digest, required
 from server.errors import ProxyError
+from server.models import Models
 
 
 @pytest.fixture
@@ -104,3 +106,53 @@ def test_a_damaged_database_is_set_aside_with_a_message_and_work_goes_on(tmp_pat
     assert keys.find(keys.make("tablet")[1]) is not None
     keys.close()
     assert any(path.read_bytes().startswith(b"not a database") for path in tmp_path.iterdir())
+
+
+# -- what a key may use
+
+
+def test_a_key_carries_its_limits_models_and_personas_over_a_restart(keys, tmp_path):
+    _, key = keys.make("tablet", limits=Limits(usd_per_day=1.5), models=["claude-sonnet-4-6"], personas=["brindle"])
+    other = ClientKeys(tmp_path)
+    found = other.find(key)
+    assert (found.limits, found.models, found.personas) == (
+        Limits(usd_per_day=1.5),
+        ("claude-sonnet-4-6",),
+        ("brindle",),
+    )
+    assert found.is_limited
+    assert not other.find(other.make("phone")[1]).is_limited
+    other.close()
+
+
+def test_a_change_is_in_force_at_once_and_leaves_the_rest(keys):
+    row, key = keys.make("tablet", limits=Limits(usd_per_day=1.5), models=["a"])
+    assert keys.update(row["id"], limits=Limits(tokens_per_day=5))["limits"]["tokens_per_day"] == 5
+    assert keys.update(row["id"], name="phone")["name"] == "phone"
+    found = keys.find(key)
+    assert (found.name, found.limits, found.models) == ("phone", Limits(tokens_per_day=5), ("a",))
+    with pytest.raises(ProxyError, match="no such key"):
+        keys.update("key_of_nobody", name="x")
+
+
+def test_keys_of_an_earlier_version_work_on_without_limits(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "state.sqlite")) as database, database:
+        database.execute(
+            "CREATE TABLE client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, shown TEXT NOT NULL,"
+            " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL, own INTEGER NOT NULL)"
+        )
+        key = "tavern-an-old-key-of-the-tests"
+        database.execute("INSERT INTO client_keys VALUES ('key_1', 'old', ?, ?, 1.0, NULL, 0)", (key[:13], digest(key)))
+    keys = ClientKeys(tmp_path)
+    assert keys.find(key) == Client("key_1", "old", own=False)
+    keys.close()
+
+
+def test_models_are_compared_by_what_they_are_not_by_their_spelling():
+    client, models = Client("k", models=("opus-4.5", "llama-7b")), Models.load()
+    for name in ("claude-opus-4-5", "anthropic/claude-opus-4.5", "claude-opus-4-5-20251101", "llama-7b"):
+        client.check_model(name, models)
+    with pytest.raises(ProxyError, match=r"may not use claude-opus-5\. Choose one of these") as caught:
+        client.check_model("claude-opus-5", models)
+    assert caught.value.status == 403
+    OWNER.check_model("anything", models)

@@ -74,6 +74,9 @@ def test_foreign_keys_in_dotenv_are_left_alone(load):
         ("allowed_origins=risuai.xyz", "must look like https://name"),
         ("allowed_hosts=http://my-pc.local", "must be a bare name"),
         ("cache_keepalive_pings=-1", "cannot be negative"),
+        ("books_days=0", "must be at least 1"),
+        ("metrics_token=short", "must have at least 16 characters"),
+        ("account_choice=random", "must be one of sticky, priority, round_robin"),
     ],
 )
 def test_a_mistake_stops_the_start_with_file_line_and_remedy(load, text, words):

@@ -1,68 +1,133 @@
-"""The owner's API for client keys and receipts."""
+"""The owner's API for client keys, and what a key's holder may ask about it."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from aiohttp import web
 
-from server.clients import ClientKeys
+from server.accounts import rfc3339
+from server.budget import Budgets, Limits
+from server.clients import Client, ClientKeys, presented
+from server.days import begins, day_of, next_day, next_month
 from server.errors import ProxyError
 from server.guard import expect
 from server.pages.accounts import account_name
+from server.pages.books import BOOKS, NEVER
 from server.pages.page import answer, read_object
-from server.usage import Receipts
+from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
-RECEIPTS = web.AppKey("receipts", Receipts)
+BUDGETS = web.AppKey("budgets", Budgets)
+MOST_NAMES = 100  # of models or personas
+DAYS_TOLD = 31
 
 
 def routes() -> list[web.RouteDef]:
     return [
         web.get("/api/keys", listing, expect_handler=expect),
         web.post("/api/keys", make, expect_handler=expect),
-        web.patch("/api/keys/{id}", rename, expect_handler=expect),
+        web.patch("/api/keys/{id}", change, expect_handler=expect),
         web.delete("/api/keys/{id}", revoke, expect_handler=expect),
-        web.get("/api/requests", requests, expect_handler=expect),
+        web.get("/api/me", me, expect_handler=expect),
     ]
 
 
 async def listing(request: web.Request) -> web.Response:
     """GET /api/keys"""
-    return answer({"keys": request.app[KEYS].rows()})
+    budgets = request.app[BUDGETS]
+    return answer({"keys": [{**row, "used": budgets.used(row["id"])} for row in request.app[KEYS].rows()]})
 
 
 async def make(request: web.Request) -> web.Response:
     """POST /api/keys: the key itself is shown this once."""
-    body = await read_object(request, "name", "own")
+    body = await read_object(request, "name", "own", "limits", "models", "personas")
     if not isinstance(body.get("own", False), bool):
         raise ProxyError(400, "own: must be true (for the owner's own front ends) or false (for somebody else).")
-    row, key = request.app[KEYS].make(key_name(body), own=body.get("own", False))
+    row, key = request.app[KEYS].make(key_name(body), own=body.get("own", False), **may_use(body))
     return answer({**row, "key": key}, status=201)
 
 
-async def rename(request: web.Request) -> web.Response:
-    """PATCH /api/keys/{id}"""
-    name = key_name(await read_object(request, "name"))
-    key_id = request.match_info["id"]
-    if not request.app[KEYS].rename(key_id, name):
-        raise no_such_key()
-    return answer(next(row for row in request.app[KEYS].rows() if row["id"] == key_id))
+async def change(request: web.Request) -> web.Response:
+    """PATCH /api/keys/{id}: name, limits (those that are named; null ends one), models, personas."""
+    keys, key_id = request.app[KEYS], request.match_info["id"]
+    body = await read_object(request, "name", "limits", "models", "personas")
+    old = keys.row(key_id)
+    if isinstance(body.get("limits"), dict):
+        body["limits"] = {**old["limits"], **body["limits"]}
+    changes = may_use(body)
+    if "name" in body:
+        changes["name"] = key_name(body)
+    if not changes:
+        raise ProxyError(400, "Nothing to change: send name, limits, models or personas.")
+    return answer(keys.update(key_id, **changes))
 
 
 async def revoke(request: web.Request) -> web.Response:
     """DELETE /api/keys/{id}"""
-    if not request.app[KEYS].revoke(request.match_info["id"]):
-        raise no_such_key()
+    key_id = request.match_info["id"]
+    if not request.app[KEYS].revoke(key_id):
+        raise ProxyError(404, "There is no such key. It may have been revoked already.")
+    request.app[BUDGETS].revoke(key_id)
     return web.Response(status=204)
 
 
-async def requests(request: web.Request) -> web.Response:
-    """GET /api/requests?limit="""
-    text = request.query.get("limit", "100")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
-        raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
-    return answer({"requests": request.app[RECEIPTS].newest(int(text))})
+async def me(request: web.Request) -> web.Response:
+    """GET /api/me, with a client key: what it may use, what it has used, what is left."""
+    client = holder(request)
+    limits, used, now = client.limits, request.app[BUDGETS].used(client.key_id), time.time()
+    left = {
+        "usd_today": what_is_left(limits.usd_per_day, used["usd_today"]),
+        "usd_this_month": what_is_left(limits.usd_per_month, used["usd_this_month"]),
+        "tokens_today": what_is_left(limits.tokens_per_day, used["tokens_today"]),
+    }
+    month = begins(day_of(now)) - (DAYS_TOLD - 1) * 86_400
+    days = await request.app[BOOKS].usage(month, NEVER, "day", key_id=client.key_id)
+    return answer(
+        {
+            "name": client.name,
+            "limits": limits.public(),
+            "models": list(client.models),
+            "personas": list(client.personas),
+            "used": used,
+            "left": left,
+            "resets": {"day": rfc3339(next_day(now)), "month": rfc3339(next_month(now))},
+            "days": days,
+        }
+    )
+
+
+def holder(request: web.Request) -> Client:
+    """Whose key a request brings. Raises ProxyError 401."""
+    for secret in presented(request.headers):
+        if client := request.app[KEYS].find(secret):
+            return client
+    raise ProxyError(401, "This address is for the holder of a client key: send it as “Authorization: Bearer …”.")
+
+
+def what_is_left(most: float | None, used: float) -> float | None:
+    return None if most is None else round(max(most - used, 0), 8)
+
+
+def may_use(body: dict[str, Any]) -> dict[str, Any]:
+    """The limits, models and personas a body names. Raises ProxyError 400."""
+    found: dict[str, Any] = {}
+    if "limits" in body:
+        found["limits"] = Limits.of(body["limits"])
+    for field in ("models", "personas"):
+        if field in body:
+            found[field] = names(body[field] or [], field)
+    return found
+
+
+def names(given: object, field: str) -> tuple[str, ...]:
+    if not isinstance(given, list) or len(given) > MOST_NAMES or not all(isinstance(one, str) for one in given):
+        raise ProxyError(400, f"{field}: must be a list of at most {MOST_NAMES} names; an empty one allows all.")
+    for one in given:
+        if not (NAME.fullmatch(one) if field == "personas" else one and len(one) <= 256 and one.isprintable()):
+            raise ProxyError(400, f"{field}: “{one[:80] if one.isprintable() else '…'}” is no name of one.")
+    return tuple(dict.fromkeys(given))
 
 
 def key_name(body: dict[str, Any]) -> str:
@@ -70,7 +135,3 @@ def key_name(body: dict[str, Any]) -> str:
     if not name:
         raise ProxyError(400, "name: must not be empty. Name the key after who or what uses it.")
     return name
-
-
-def no_such_key() -> ProxyError:
-    return ProxyError(404, "There is no such key. It may have been revoked already.")

@@ -1,0 +1,92 @@
+"""Which chat a request belongs to: recognised by the story in it, of which keyed digests of lines are kept.
+
+A chat's next request carries what the last one carried, and a little more. So it is the same chat when nearly all of
+the last lines of its last request stand in this one: however the front end cuts messages, whoever pays, whatever the
+model. What all chats with a character share, the prompts in front, a greeting, does not make two chats one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from server.rewrite.content import as_blocks
+
+SAME = 0.7  # of the last lines stand in the next request; the rest was edited, or moves about
+TAIL = 100  # lines looked for
+LINES = 400  # lines looked at: what came since then stands behind the tail
+KEPT = 300  # chats that are recognised
+DIGEST = 8  # bytes
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One chat: its random id, the client key it came with, and its last request's last lines, newest first."""
+
+    id: str
+    key_id: str
+    began_at: float
+    last_at: float
+    lines: tuple[bytes, ...]
+
+    @cached_property
+    def tail(self) -> frozenset[bytes]:
+        return frozenset(self.lines[:TAIL])
+
+
+def lines_of(body: Mapping[str, Any], secret: bytes) -> tuple[bytes, ...]:
+    """Digests of the last lines the player and the model wrote, newest first. Nothing can be read from them."""
+    return tuple(
+        hashlib.blake2b(line, digest_size=DIGEST, key=secret).digest() for line in islice(written(body), LINES)
+    )
+
+
+def written(body: Mapping[str, Any]) -> Iterable[bytes]:
+    """The lines of the story, from its end. Instructions of the front end's own, role `system`, are left out."""
+    for message in reversed(body["messages"]):
+        if message["role"] != "system":
+            for block in reversed(as_blocks(message.get("content"))):
+                if block.get("type") == "text":
+                    text = block["text"].encode("utf-8", "surrogatepass")
+                    yield from (line for line in map(bytes.strip, reversed(text.split(b"\n"))) if line)
+
+
+def likeness(chat: Chat, lines: frozenset[bytes]) -> float:
+    """The share of the chat's last lines that stand among these."""
+    return len(chat.tail & lines) / len(chat.tail)
+
+
+class Chats:
+    """The chats of late, the one used last at the end."""
+
+    def __init__(self, secret: bytes, known: Iterable[Chat] = ()) -> None:
+        self._secret = hashlib.blake2b(secret, digest_size=32, person=b"chats").digest()
+        self._known = OrderedDict((chat.id, chat) for chat in known if chat.lines)
+
+    def recognise(self, body: Mapping[str, Any], key_id: str, now: float) -> Chat | None:
+        """The chat of a request, as it stands with it; None for a request without a line of text."""
+        lines = lines_of(body, self._secret)
+        if not lines:
+            return None
+        chat = self._same(frozenset(lines), key_id)
+        if chat is None:
+            chat = Chat(f"chat_{secrets.token_hex(8)}", key_id, now, now, lines)
+        else:
+            chat = replace(chat, last_at=now, lines=lines)
+        self._known[chat.id] = chat
+        self._known.move_to_end(chat.id)
+        if len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return chat
+
+    def _same(self, lines: frozenset[bytes], key_id: str) -> Chat | None:
+        """The most alike; of equals the one used last. Chats of other keys are other people's."""
+        alike = [(likeness(chat, lines), chat) for chat in reversed(self._known.values()) if chat.key_id == key_id]
+        most, chat = max(alike, key=lambda pair: pair[0], default=(0.0, None))
+        return chat if most >= SAME else None

@@ -1,0 +1,51 @@
+"""The calendar of the books: days and months begin at midnight by this computer's clock."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timedelta
+
+from server.errors import ProxyError
+
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})")
+
+
+def day_of(at: float) -> date:
+    return datetime.fromtimestamp(at).astimezone().date()
+
+
+def begins(day: date) -> float:
+    """The first moment of a day, in unix seconds."""
+    return datetime.combine(day, time()).timestamp()
+
+
+def next_day(at: float) -> float:
+    """When the day of this moment ends."""
+    return begins(day_of(at) + timedelta(days=1))
+
+
+def month_of(at: float) -> date:
+    """The first day of the month."""
+    return day_of(at).replace(day=1)
+
+
+def next_month(at: float) -> float:
+    """When the month of this moment ends."""
+    return begins((month_of(at) + timedelta(days=31)).replace(day=1))
+
+
+def read_moment(name: str, text: str, *, end: bool = False) -> float:
+    """A query's date (YYYY-MM-DD, the whole day) or time (RFC 3339) in unix seconds. Raises ProxyError 400.
+
+    As an `end` a date means the end of that day.
+    """
+    try:
+        if DATE.fullmatch(text):
+            day = date.fromisoformat(text)
+            return begins(day + timedelta(days=1)) if end else begins(day)
+        if MOMENT.fullmatch(moment := text.replace(" ", "+")):  # what becomes of a bare + in a query
+            return datetime.fromisoformat(moment.upper()).timestamp()
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise ProxyError(400, f"{name}: must be a date like 2026-11-20 or a time like 2026-11-20T18:30:00Z.")

@@ -1,0 +1,97 @@
+"""The owner's API for what was spent: receipts, sums, chats; and their export."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from server.books import GROUPS, Books
+from server.days import read_moment
+from server.errors import ProxyError
+from server.guard import expect
+from server.pages.accounts import account_name
+from server.pages.page import SAFE, answer, read_object
+from server.usage import Receipts
+
+BOOKS = web.AppKey("books", Books)
+RECEIPTS = web.AppKey("receipts", Receipts)
+EVER, NEVER = 0.0, 1e11  # unix seconds
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a command to spreadsheets
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.get("/api/requests", requests, expect_handler=expect),
+        web.get("/api/usage", usage, expect_handler=expect),
+        web.get("/api/usage.csv", usage_csv, expect_handler=expect),
+        web.get("/api/chats", chats, expect_handler=expect),
+        web.patch("/api/chats/{id}", name_chat, expect_handler=expect),
+    ]
+
+
+async def requests(request: web.Request) -> web.Response:
+    """GET /api/requests?limit=: from memory, and from the books where memory does not reach."""
+    text = request.query.get("limit", "100")
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
+        raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
+    limit = int(text)
+    rows = request.app[RECEIPTS].newest(limit)
+    if len(rows) < limit:
+        known = {row["id"] for row in rows}
+        older = [row.public() for row in await request.app[BOOKS].requests(limit) if row.id not in known]
+        rows = [*rows, *older][:limit]
+    return answer({"requests": rows})
+
+
+async def usage(request: web.Request) -> web.Response:
+    """GET /api/usage?from=&to=&by="""
+    return answer({"rows": await usage_rows(request)})
+
+
+async def usage_csv(request: web.Request) -> web.Response:
+    """GET /api/usage.csv?from=&to=&by=: the same as a table."""
+    rows = await usage_rows(request)
+    written = io.StringIO()
+    if rows:
+        table = csv.DictWriter(written, rows[0].keys())
+        table.writeheader()
+        table.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    named = {hdrs.CONTENT_DISPOSITION: 'attachment; filename="usage.csv"'}
+    return web.Response(text=written.getvalue(), content_type="text/csv", charset="utf-8", headers={**SAFE, **named})
+
+
+async def chats(request: web.Request) -> web.Response:
+    """GET /api/chats?from=&to=: each with its sums, the one used last first."""
+    rows = await usage_rows(request, by="chat")
+    told = [row for row in rows if row["id"]]
+    return answer({"chats": sorted(told, key=lambda row: row.get("last_at") or "", reverse=True)})
+
+
+async def name_chat(request: web.Request) -> web.Response:
+    """PATCH /api/chats/{id}: its name; an empty one takes the name away."""
+    body = await read_object(request, "name")
+    if "name" not in body:
+        raise ProxyError(400, "name: is missing.")
+    name = account_name(body["name"], "name")
+    return answer(await request.app[BOOKS].name_chat(request.match_info["id"], name))
+
+
+async def usage_rows(request: web.Request, by: str = "") -> list[dict[str, Any]]:
+    """The rows a query asks for. Raises ProxyError 400."""
+    query = request.query
+    by = by or query.get("by", "day")
+    if by not in GROUPS:
+        raise ProxyError(400, f"by: must be one of {', '.join(GROUPS)}.")
+    since = read_moment("from", query["from"]) if query.get("from") else EVER
+    until = read_moment("to", query["to"], end=True) if query.get("to") else NEVER
+    if since > until:
+        raise ProxyError(400, "from: must not be later than to.")
+    return await request.app[BOOKS].usage(since, until, by)
+
+
+def cell(value: Any) -> Any:
+    """A value as it may stand in a spreadsheet."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
