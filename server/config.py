@@ -152,7 +152,7 @@ class Config:
         def refuse(key: str, why: str) -> None:
             raise ConfigError(f"{places.get(key, 'default')}: {key} {why}. Correct it or delete the line.")
 
-        if not 0 <= self.port <= 65535:
+        if not 0 < self.port <= 65535:
             refuse("port", "must be between 1 and 65535")
         if self.cache_keepalive_pings < 0:
             refuse("cache_keepalive_pings", "cannot be negative")

@@ -8,8 +8,9 @@ import queue
 import re
 import sys
 import threading
+import traceback
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 SECRET = re.compile(
     r"(?:sk-ant-|tavern-)[A-Za-z0-9_-]{4,}"
@@ -17,8 +18,19 @@ SECRET = re.compile(
 )
 
 
+def frames(error: BaseException) -> str:
+    """Where an error happened: files, lines and functions."""
+    steps = traceback.extract_tb(error.__traceback__)
+    return "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps)
+
+
 class Redacting(logging.Formatter):
     """Writes a record with whatever looks like a secret struck out, and tracebacks too."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is logging's
+        """Where it happened and what kind of error it was; its message stays out, since it may quote a chat."""
+        kind, error, _ = ei
+        return f"{kind.__module__}.{kind.__qualname__}{frames(error)}" if kind else ""
 
     def format(self, record: logging.LogRecord) -> str:
         return SECRET.sub(lambda match: f"…{match[0][-4:]}", super().format(record))
