@@ -104,8 +104,9 @@ class ClientKeys:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute(
                 "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL,"
-                " beginning TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL,"
-                " own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL, personas TEXT NOT NULL)"
+                " beginning TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,"
+                " last_used_at REAL, own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL,"
+                " personas TEXT NOT NULL)"
             )
             database.execute("CREATE INDEX IF NOT EXISTS client_keys_beginning ON client_keys (beginning)")
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
