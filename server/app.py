@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
@@ -80,7 +81,14 @@ def build(
     warnings = prepare_folder(data_dir)
     models = Models.load()
     books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
-    keys = ClientKeys(data_dir, clock=clock)
+    try:
+        keys = ClientKeys(data_dir, clock=clock)
+    except (sqlite3.OperationalError, OSError) as error:
+        books.close()
+        raise StartRefused(
+            f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
+            "open, or set data_dir in server/config.txt."
+        ) from None
     first_key = keys.first_key(make=config.make_first_key)
     if refusal := open_doors(config, keys) or unknown_steps(config):
         keys.close()

@@ -91,6 +91,8 @@ class ClientKeys:
         self.warnings: list[str] = []
         try:
             self._db = self._open(path)
+        except sqlite3.OperationalError:
+            raise  # full, locked or not ours to write: nothing is wrong with what is in it
         except sqlite3.DatabaseError as error:
             aside = set_aside_database(path, clock())
             self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
@@ -99,7 +101,7 @@ class ClientKeys:
 
     def _open(self, path: Path) -> sqlite3.Connection:
         path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=0.5, isolation_level=None)  # whoever waits for it holds up everybody
+        database = sqlite3.connect(path, timeout=10, isolation_level=None)
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute(
@@ -112,6 +114,7 @@ class ClientKeys:
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise sqlite3.DatabaseError(found)
+            database.execute("PRAGMA busy_timeout=500")  # from now on whoever waits for it holds up every request
         except sqlite3.DatabaseError:
             database.close()
             raise

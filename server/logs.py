@@ -36,20 +36,27 @@ class Redacting(logging.Formatter):
         return SECRET.sub(lambda match: f"…{match[0][-4:]}", super().format(record))
 
 
-class Unhurried(logging.Handler):
-    """Lets a thread of its own write, so that a stuck pipe or a slow disk holds up nobody. More than KEPT are lost."""
+class Lines:
+    """Lines on their way to a window, a pipe or a file. A thread of their own writes them, so that a stuck pipe or a
+    slow disk holds up nobody; more than KEPT are lost."""
 
     KEPT = 10_000
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__()
         self._stream = stream
         self._waiting: queue.Queue[str | threading.Event] = queue.Queue(self.KEPT)
-        threading.Thread(target=self._write, name="log", daemon=True).start()
+        threading.Thread(target=self._write, name="lines", daemon=True).start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(queue.Full):  # the reader of the log does not read; there is nobody to tell
-            self._waiting.put_nowait(self.format(record))
+    def add(self, line: str = "") -> None:
+        with suppress(queue.Full):  # who should read does not; there is nobody to tell
+            self._waiting.put_nowait(line)
+
+    def flush(self, patience: float = 1.0) -> None:
+        """Wait until all is written, but not for ever."""
+        written = threading.Event()
+        with suppress(queue.Full):
+            self._waiting.put_nowait(written)
+            written.wait(patience)
 
     def _write(self) -> None:
         while True:
@@ -59,12 +66,19 @@ class Unhurried(logging.Handler):
             else:
                 waiting.set()
 
+
+class LinesHandler(logging.Handler):
+    """Hands records to `Lines`."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.add(self.format(record))
+
     def flush(self) -> None:
-        """Wait until all is written, or a second."""
-        written = threading.Event()
-        with suppress(queue.Full):
-            self._waiting.put_nowait(written)
-            written.wait(1.0)
+        self._lines.flush()
 
 
 def write_line(stream: TextIO, line: str) -> None:
@@ -79,7 +93,7 @@ def write_line(stream: TextIO, line: str) -> None:
 
 def set_up(level: str, stream: TextIO = sys.stderr) -> None:
     """All loggers write through one handler, from `level` on; aiohttp's own are kept down: they show clients' bytes."""
-    handler = Unhurried(stream)
+    handler = LinesHandler(Lines(stream))
     handler.setFormatter(Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

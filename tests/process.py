@@ -31,7 +31,7 @@ class Program:
 
     async def says(self, words):
         async with asyncio.timeout(PATIENCE):
-            while words not in self.said:  # noqa: ASYNC110 -- lines have no event
+            while words not in self.said:
                 assert self.process.returncode is None, self.said
                 await asyncio.sleep(0.01)
 
@@ -50,14 +50,20 @@ class Program:
 
 
 @asynccontextmanager
-async def program(tmp_path, api_base_url="", *, stdout=asyncio.subprocess.PIPE, limit=None, **settings):
+async def program(tmp_path, api_base_url="", *, stdout=asyncio.subprocess.PIPE, limit=None, environ=None, **settings):
     """The program on a free port, with development checks on and warnings as errors; killed at the end."""
     port = settings.pop("port", None) or free_port()
     given = {"data_dir": tmp_path / "data", "auto_open_browser": "false", "api_base_url": api_base_url, **settings}
     if not api_base_url:
         given |= {"practice": "true"}
         del given["api_base_url"]
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONWARNINGS": "error", "PROXY_PORT": str(port)}
+    environ = {
+        **(environ or {}),
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONWARNINGS": "error",
+        "PROXY_PORT": str(port),
+    }
     environ |= {f"PROXY_{name.upper()}": str(value) for name, value in given.items()}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "dev", "-m", "server"),
