@@ -183,7 +183,7 @@ def url_problem(url: str) -> str:
         return "is not a web address"
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         return "is not a web address; it must begin with https://"
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in url or "#" in url:
         return "must be a plain address without user name, ? or #"
     if parts.scheme == "http" and not is_loopback(host):
         return "must begin with https:// (http:// is for this computer only)"
