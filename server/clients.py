@@ -87,6 +87,7 @@ class ClientKeys:
     def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._first_key_file = data_dir / "first_client_key"
+        self._any, self._asked = True, (-1, 0)
         path = data_dir / "state.sqlite"
         self.warnings: list[str] = []
         try:
@@ -141,9 +142,16 @@ class ClientKeys:
         return key
 
     def any(self) -> bool:
-        """Whether there is a key; yes while the database cannot be read, so that in doubt one is asked for."""
+        """Whether there is a key; yes while the database cannot be read, so that in doubt one is asked for.
+
+        Each request asks, so the answer holds for a second, or until this process changes something.
+        """
         try:
-            return self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+            asked = self._db.total_changes, int(time.monotonic())
+            if asked != self._asked:
+                self._any = self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+                self._asked = asked
+            return self._any
         except sqlite3.Error as error:
             log.warning("The client keys cannot be read: %s", error)
             return True
