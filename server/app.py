@@ -36,6 +36,7 @@ from server.oauth import OAuthSettings
 from server.owner import Owner
 from server.pages import books as book_pages
 from server.pages import keys as key_pages
+from server.pages import live as live_pages
 from server.pages import metrics as metrics_page
 from server.pages import page
 from server.practice.app import create_practice
@@ -171,9 +172,8 @@ def build(
     pages.attach(app)
     app[metrics_page.METRICS] = metrics
     app[metrics_page.BUSY] = lambda: doors.busy
-    app.add_routes(book_pages.routes())
     app.add_routes(metrics_page.routes())
-    app.add_routes(key_pages.routes())
+    receipts.when_added(app[live_pages.NEWS].changed)
     app.add_routes(doors.routes())
 
     async def run_parts(app: web.Application) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,6 +126,11 @@ class Receipts:
     def __init__(self, models: Models, books: Books, metrics: Metrics) -> None:
         self._models, self._books, self._metrics = models, books, metrics
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
+        self._tell: list[Callable[[], None]] = []
+
+    def when_added(self, tell: Callable[[], None]) -> None:
+        """Call `tell` after each receipt that is added."""
+        self._tell.append(tell)
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
         self.add_stranger(receipt)
@@ -135,6 +140,12 @@ class Receipts:
         """The receipt of one who was turned away at the door: leaves no trace on the disk."""
         self._kept.appendleft(receipt)
         self._metrics.count(receipt)
+        for tell in self._tell:
+            tell()
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """The row of one request; None if it is not kept (any more)."""
+        return next((receipt.public(self._models) for receipt in self._kept if receipt.id == request_id), None)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """The rows of GET /api/requests, `limit` at most."""

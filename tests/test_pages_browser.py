@@ -186,7 +186,7 @@ async def test_the_callback_moves_both_tabs_on(tmp_path):
             await page.get_by_role("button", name="Sign in with Claude").click()
         theirs = await opened.value
         await theirs.locator("#allow").click()
-        await theirs.wait_for_url("**/auth/login?joined=*")
+        await theirs.wait_for_url("**/accounts?joined=*")
         await expect(theirs.get_by_role("status").filter(has_text="rowan@example.org")).to_be_focused()
         await expect(page.get_by_role("heading", name="Claude subscription (rowan@example.org)")).to_be_visible()
 
@@ -420,7 +420,7 @@ async def scene_accounts(tavern):
     first = await tavern.accounts.add_api_key(KEY, "My Console key")
     second = await tavern.accounts.add_api_key(KEY + "x", "A key with quite a long name, as people give them at times")
     tavern.accounts.rest(second.id, time.time() + 3600, "The spend limit of this month is reached.")
-    return f"/auth/login?joined={first.id}&outcome=added"
+    return f"/accounts?joined={first.id}&outcome=added"
 
 
 async def scene_ready(tavern):
@@ -566,7 +566,7 @@ async def test_nothing_in_a_hostile_name_is_run(tavern, person):
     await page.locator(".account").get_by_role("button", name="Remove").click()
     await expect(page.get_by_role("dialog")).to_contain_text("<img src=x")
     await page.keyboard.press("Escape")
-    for address in (f"/auth/login?joined={account.id}&outcome={HOSTILE}", f"/auth/callback?error={HOSTILE}"):
+    for address in (f"/accounts?joined={account.id}&outcome={HOSTILE}", f"/auth/callback?error={HOSTILE}"):
         await page.goto(tavern.url + address)
     assert await page.evaluate("document.images.length") == await page.locator("img[src^='/static/']").count()
     assert fired == []

@@ -1,4 +1,4 @@
-"""The owner's API for client keys, and what a key's holder may ask about it."""
+"""The client keys: their page, the owner's API for them, and what a key's holder may ask about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.errors import ProxyError
 from server.guard import expect
 from server.pages.accounts import account_name
 from server.pages.books import BOOKS, NEVER
-from server.pages.page import answer, read_object
+from server.pages.page import PASSWORD, all_warnings, answer, page, read_object
 from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
@@ -26,12 +26,25 @@ DAYS_TOLD = 31
 
 def routes() -> list[web.RouteDef]:
     return [
+        web.get("/keys", keys_page, allow_head=False, expect_handler=expect),
         web.get("/api/keys", listing, expect_handler=expect),
         web.post("/api/keys", make, expect_handler=expect),
         web.patch("/api/keys/{id}", change, expect_handler=expect),
         web.delete("/api/keys/{id}", revoke, expect_handler=expect),
         web.get("/api/me", me, expect_handler=expect),
     ]
+
+
+async def keys_page(request: web.Request) -> web.Response:
+    """GET /keys"""
+    return page(
+        request,
+        "keys.html",
+        keys=request.app[KEYS].rows(),
+        needed=request.app[PASSWORD]().needed,
+        warnings=all_warnings(request.app),
+        nav=True,
+    )
 
 
 async def listing(request: web.Request) -> web.Response:

@@ -18,6 +18,7 @@ from server.accounts import Accounts
 from server.config import Config
 from server.errors import ProxyError
 from server.owner import ASK_THE_OWNER, Owner
+from server.pages import figures
 from server.pages.words import WORDS
 from server.presets import Persona
 from server.request import read_json
@@ -50,6 +51,10 @@ WARNINGS = web.AppKey[Callable[[], Iterable[str]]]("warnings")
 CHECK_KEY = web.AppKey[Callable[[str, str], Awaitable[str]]]("check_key")
 FINISHING = web.AppKey[set[asyncio.Task[Any]]]("finishing")
 
+# The rooms of the dashboard in the order of the navigation; behind “More” those that are visited now and then.
+ROOMS = {"/": "now", "/requests": "requests", "/accounts": "accounts", "/keys": "keys"}
+MORE_ROOMS: dict[str, str] = {}
+
 SAFE = {
     hdrs.CACHE_CONTROL: "no-store",
     hdrs.X_CONTENT_TYPE_OPTIONS: "nosniff",
@@ -75,6 +80,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         globals={"w": WORDS, "version": __version__, "static": static_address},
+        filters={"money": figures.money, "number": figures.number, "share": figures.share, "span": figures.span},
     )
 
 
@@ -102,7 +108,19 @@ async def static(request: web.Request) -> web.Response:
 
 def page(request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
     """A rendered page. Everything put into it is escaped."""
-    shown = {"practice": request.app[CONFIG].practice, "warnings": (), "here": request.path, "nav": False, **values}
+    words = WORDS["page"]
+    room = "/" + request.path.split("/")[1]
+    shown = {
+        "practice": request.app[CONFIG].practice,
+        "warnings": (),
+        "here": request.path,
+        "nav": False,
+        "room": room,
+        "rooms": [(path, words[name]) for path, name in ROOMS.items()],
+        "more_rooms": [(path, words[name]) for path, name in MORE_ROOMS.items()],
+        "more_here": words[MORE_ROOMS[room]] if room in MORE_ROOMS else "",
+        **values,
+    }
     return web.Response(
         status=status,
         text=templates().render_template(template, **shown),
