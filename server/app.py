@@ -90,7 +90,7 @@ def build(
 
     personas = Personas(TOP / "presets")
     metrics = Metrics(models)
-    receipts = Receipts(models, books, metrics)
+    receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
     budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
     oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None

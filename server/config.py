@@ -15,6 +15,7 @@ TOP = Path(__file__).resolve().parent.parent
 CONFIG_FILE = TOP / "server" / "config.txt"
 ENV_FILE = TOP / ".env"
 PREFIX = "PROXY_"
+MOST_BODIES = 100  # kept in memory: a body may have 32 MB
 
 
 class ConfigError(Exception):
@@ -93,6 +94,11 @@ class Config:
     record_trace: bool = setting(
         False, "Write your chats with their text to data_dir/traces, for util/replay_trace.py. Leave it off otherwise."
     )
+    keep_bodies_in_memory: int = setting(
+        0,
+        "The last requests whose text, as it came and as it was sent, the owner can compare on the page. 0: none. "
+        "They are kept in memory alone, never on disk, and are gone at the next start.",
+    )
     fallback_to_claude_code: Literal["ask", "true", "false"] = setting(
         "ask", "Use Claude Code's stored login when there is no other sign-in. ask: only after you agreed on the page."
     )
@@ -160,6 +166,8 @@ class Config:
             refuse("metrics_token", "must have at least 16 characters")
         if self.books_days < 1:
             refuse("books_days", "must be at least 1")
+        if not 0 <= self.keep_bodies_in_memory <= MOST_BODIES:
+            refuse("keep_bodies_in_memory", f"must be between 0 and {MOST_BODIES}")
         for key in ("api_base_url", "oauth_authorize_url", "oauth_token_url", "oauth_redirect_uri"):
             if problem := url_problem(getattr(self, key)):
                 refuse(key, problem)

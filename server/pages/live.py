@@ -53,12 +53,14 @@ async def live(request: web.Request) -> web.StreamResponse:
         seen, quiet = [account.public(time.time()) for account in accounts.all()], 0.0
         await response.prepare(request)
         await response.write(STILL_HERE)
-        while not news.over:
+        while True:
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await event.wait()
             except TimeoutError:
                 quiet += LOOK_SECONDS
+            if news.over:
+                break
             now = [account.public(time.time()) for account in accounts.all()]
             if event.is_set() or now != seen:
                 event.clear()

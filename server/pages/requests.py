@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import unified_diff
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from server.errors import ProxyError
 from server.guard import expect
 from server.pages.books import RECEIPTS
-from server.pages.page import all_warnings, page
+from server.pages.page import CONFIG, all_warnings, page
+from server.usage import Bodies
 
 SHOWN, MOST = 100, 1000  # rows of the list: at first, and after a click
 
@@ -38,10 +43,20 @@ async def requests_page(request: web.Request) -> web.Response:
 
 async def request_page(request: web.Request) -> web.Response:
     """GET /requests/{id}"""
-    receipt = request.app[RECEIPTS].find(request.match_info["id"])
+    receipts, request_id = request.app[RECEIPTS], request.match_info["id"]
+    receipt = receipts.find(request_id)
     if receipt is None:
         raise ProxyError(404, "This request is not kept any more, or there was none of this name.")
-    return page(request, "request.html", turn=turn(receipt), warnings=all_warnings(request.app), nav=True)
+    bodies = receipts.bodies(request_id)
+    return page(
+        request,
+        "request.html",
+        turn=turn(receipt),
+        texts=await asyncio.to_thread(compare, bodies) if bodies else None,
+        texts_kept=request.app[CONFIG].keep_bodies_in_memory,
+        warnings=all_warnings(request.app),
+        nav=True,
+    )
 
 
 def turn(receipt: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,3 +82,45 @@ def result(receipt: Mapping[str, Any]) -> str:
     if receipt["status"] != 200:
         return "error"
     return "cut" if receipt["ended"] in ("cut", "error") else "ok"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A request's body as it came and as it was sent, and the lines that differ: `(mark, line)`, mark one of + - @ and
+    blank."""
+
+    asked: str
+    sent: str
+    changed: tuple[tuple[str, str], ...]
+
+
+def compare(bodies: Bodies) -> Texts:
+    asked, sent = written_out(bodies.asked), written_out(bodies.sent)
+    return Texts(asked, sent, tuple(differing(asked.splitlines(), sent.splitlines())))
+
+
+def differing(asked: list[str], sent: list[str]) -> Iterator[tuple[str, str]]:
+    head = True
+    for line in unified_diff(asked, sent, lineterm="", n=2):
+        if head := head and not line.startswith("@@"):
+            continue
+        yield (line[0], "⋯") if line[0] == "@" else (line[0], line[1:])
+
+
+def written_out(body: Mapping[str, Any]) -> str:
+    """JSON on many lines, pictures and other long data as their length."""
+    return orjson.dumps(shortened(body), option=orjson.OPT_INDENT_2).decode()
+
+
+def shortened(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {
+                key: f"… {len(part):,} characters …"
+                if key == "data" and isinstance(part, str) and len(part) > 200
+                else shortened(part)
+                for key, part in value.items()
+            }
+        case list() | tuple():
+            return [shortened(part) for part in value]
+    return value

@@ -1,0 +1,194 @@
+"""The dashboard's pages before the whole program: what they tell of real requests, and to whom."""
+
+import json
+import re
+from html import unescape
+
+import aiohttp
+import pytest
+
+from server.pages import figures
+from server.pages.requests import compare
+from server.usage import Bodies
+from tests.fakes import error, fake_anthropic, stream
+from tests.running import running
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "The lantern stands in the third window."
+
+
+@pytest.fixture
+async def upstream():
+    async with fake_anthropic() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def proxy(tmp_path, upstream):
+    async with running(tmp_path, upstream.url) as proxy:
+        yield proxy
+
+
+async def see(proxy, path):
+    """A page as the owner's browser gets it."""
+    headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}", "Accept": "text/html"}
+    answer = await proxy.send("GET", path, headers=headers)
+    return answer.status, unescape(answer.raw.decode())
+
+
+def chat(text=SECRET, **other):
+    return {"messages": [{"role": "user", "content": text}], **other}
+
+
+# The requests
+
+
+async def test_a_request_is_told_as_a_story(proxy):
+    answer = await proxy.ask(temperature=1.0, top_p=0.9, system="You are Tamsin.")
+    status, text = await see(proxy, f"/requests/{answer.headers['x-receipt']}")
+    assert status == 200
+    for sign in ("you, on this computer", "the request's own key", "claude-sonnet-4-6", "23 tokens", "3 tokens"):
+        assert sign in text
+    for change in (await proxy.receipts())[0]["changes"]:
+        assert change["name"] in text
+    assert "temperature" in text
+    for sign in ("<strong>11</strong> read", "<strong>5</strong> written", "<strong>7</strong> at the plain price"):
+        assert sign in text
+    assert "Without the cache" in text
+
+
+async def test_a_failed_request_is_listed_with_its_status_and_no_price(proxy, upstream):
+    upstream.will(error(404, "not_found_error", "model: claude-none"))
+    await proxy.ask()
+    _, text = await see(proxy, "/requests")
+    assert "error 404" in text
+    assert "unknown" in text
+    _, text = await see(proxy, f"/requests/{(await proxy.receipts())[0]['id']}")
+    assert "never counted as free" in text
+
+
+async def test_an_unknown_request_is_404_in_words(proxy):
+    status, text = await see(proxy, "/requests/req_none")
+    assert status == 404
+    assert "not kept any more" in text
+
+
+async def test_the_list_shows_a_hundred_and_all_on_demand(proxy):
+    for _ in range(102):
+        await proxy.ask()
+    _, text = await see(proxy, "/requests")
+    assert text.count('<td class="when">') == 100
+    assert "/requests?show=all" in text
+    _, text = await see(proxy, "/requests?show=all")
+    assert text.count('<td class="when">') == 102
+    assert "/requests?show=all" not in text
+
+
+# Their text
+
+
+async def test_by_default_no_text_is_kept(proxy):
+    answer = await proxy.ask(**chat())
+    _, text = await see(proxy, f"/requests/{answer.headers['x-receipt']}")
+    assert "keep_bodies_in_memory" in text
+    assert SECRET not in text
+
+
+async def test_the_text_of_the_last_requests_is_compared_where_the_owner_wants_it(tmp_path, upstream, caplog):
+    caplog.set_level("DEBUG")
+    async with running(tmp_path, upstream.url, keep_bodies_in_memory=2) as proxy:
+        ids = [
+            (await proxy.ask(**chat(f"{SECRET} {i}", temperature=1.0, top_p=0.9))).headers["x-receipt"]
+            for i in range(3)
+        ]
+        pages = [(await see(proxy, f"/requests/{one}"))[1] for one in ids]
+        assert [SECRET in text for text in pages] == [False, True, True]
+        assert "not in memory any more" in pages[0]
+        assert f"{SECRET} 2" in pages[2]
+        assert f"{SECRET} 1" not in pages[2]
+        assert re.search(r"<del>.*temperature", pages[2])
+        stranger = await proxy.send("GET", f"/requests/{ids[2]}", headers={"Accept": "text/html"})
+        assert (stranger.status, SECRET.encode() in stranger.raw) == (401, False)
+        assert SECRET not in json.dumps(await proxy.receipts())
+        assert SECRET not in (await see(proxy, "/requests"))[1]
+    assert SECRET not in caplog.text
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+
+
+def test_the_differing_lines_are_marked_and_pictures_are_their_length():
+    asked = {"model": "m", "top_k": 1, "messages": [{"source": {"type": "base64", "data": "A" * 1000}}]}
+    texts = compare(Bodies(asked, {key: value for key, value in asked.items() if key != "top_k"}))
+    assert [line for line in texts.changed if line[0] in "+-"] == [("-", '  "top_k": 1,')]
+    assert "… 1,000 characters …" in texts.asked
+    assert "AAAA" not in texts.asked
+    same = compare(Bodies(asked, dict(asked)))
+    assert same.changed == ()
+
+
+# Live
+
+
+async def test_an_open_page_is_told_of_a_request_and_ends_with_the_program(tmp_path, upstream):
+    async with running(tmp_path, upstream.url) as proxy:
+        headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}"}
+        session = aiohttp.ClientSession()
+        answer = await session.get(f"{proxy.url}/api/live", headers=headers)
+        assert answer.content_type == "text/event-stream"
+        assert await answer.content.readline() == b": still here\n"
+        await proxy.ask()
+        assert await answer.content.readuntil(b"data: {}\n") == b"\nevent: changed\ndata: {}\n"
+    assert await answer.content.read() == b"\n"
+    await session.close()
+
+
+async def test_an_open_page_is_told_of_an_account_that_changed(proxy):
+    headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}"}
+    async with proxy.session.get(f"{proxy.url}/api/live", headers=headers) as answer:
+        await answer.content.readuntil(b"\n\n")
+        await proxy.parts.accounts.add_api_key("sk-ant-api03-another-key-of-the-tests", "Another")
+        assert await answer.content.readuntil(b"\n\n") == b"event: changed\ndata: {}\n\n"
+
+
+async def test_a_page_hears_of_a_stream_when_it_has_ended(proxy, upstream):
+    upstream.will(stream())
+    await proxy.ask(stream=True)
+    assert (await see(proxy, "/"))[1].count('<td class="when">') == 1
+
+
+# Figures
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [
+        (None, "unknown"),
+        (0, "0 ¢"),
+        (0.00001, "under 0.1 ¢"),
+        (0.0131, "1.3 ¢"),
+        (0.0996, "10 ¢"),
+        (0.62, "62 ¢"),
+        (0.996, "$1.00"),
+        (1234.5, "$1,234.50"),
+        (-0.02, "−2.0 ¢"),
+    ],
+)
+def test_money_is_cents_below_a_dollar(usd, shown):
+    assert figures.money(usd) == shown
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"),
+    [(0, 0, "0 %"), (0, 5, "0 %"), (1, 1000, "1 %"), (999, 1000, "99 %"), (5, 5, "100 %"), (1, 3, "33 %")],
+)
+def test_a_share_is_none_or_all_only_when_it_is(part, whole, shown):
+    assert figures.share(part, whole) == shown
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [(None, "–"), (840, "0.8 s"), (12_300, "12 s"), (100_000, "2 min"), (3_000_000, "50 min"), (9_000_000, "2.5 h")],
+)
+def test_a_span_is_seconds_minutes_or_hours(milliseconds, shown):
+    assert figures.span(milliseconds) == shown
