@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -24,7 +25,7 @@ from server.cache_memory import CacheMemory, Journal
 from server.cache_planner import CachePlanner, Helps
 from server.chats import Chats
 from server.clients import ClientKeys
-from server.config import TOP, Config
+from server.config import CONFIG_FILE, ENV_FILE, TOP, Config
 from server.days import begins, month_of
 from server.errors import ProxyError
 from server.files import private_folder
@@ -159,6 +160,9 @@ def build(
     app[page.CHECK_KEY] = key_check(upstream)
     app[page.PASSWORD] = lambda: page.Password(needed=doors.key_needed, key=keys.first_key())
     app[page.PERSONAS] = personas.all
+    app[page.PRESETS] = personas
+    app[page.PLACES] = (CONFIG_FILE, ENV_FILE, os.environ)
+    app[page.EXAMINE] = lambda: examine(config)
     app[page.WARNINGS] = lambda: [
         *warnings,
         *keys.warnings,
@@ -208,6 +212,13 @@ def step_options(config: Config) -> Options:
     if config.cache_planner:
         given["skip_steps"] = (*config.skip_steps, "strip_ttl", "fit_marks")
     return Options(**given)
+
+
+def examine(config: Config) -> list[Any]:
+    """What the doctor finds, who looks at this room too and is therefore imported when asked."""
+    from server.doctor import look
+
+    return list(look(config))
 
 
 def oauth_settings(config: Config) -> OAuthSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from io import StringIO
@@ -130,15 +131,7 @@ class Config:
         environ: Mapping[str, str] = os.environ,
     ) -> Config:
         """Environment (PROXY_PORT) beats .env beats config.txt (port=) beats the default. Raises ConfigError."""
-        given = {
-            **read_file(config_file, prefix=""),
-            **read_file(env_file, prefix=PREFIX),
-            **{
-                name.removeprefix(PREFIX).lower(): (text, f"environment variable {name}")
-                for name, text in environ.items()
-                if name.startswith(PREFIX)
-            },
-        }
+        given = settings_given(config_file, env_file, environ)
         kinds = get_type_hints(cls)
         values = {}
         for key, (text, place) in given.items():
@@ -177,6 +170,52 @@ class Config:
         for host in self.allowed_hosts:
             if not all(c.isalnum() or c in "-._:[]" for c in host):
                 refuse("allowed_hosts", f"“{host}” must be a bare name or address, without http:// and without a path")
+
+
+def settings_given(
+    config_file: Path = CONFIG_FILE, env_file: Path = ENV_FILE, environ: Mapping[str, str] = os.environ
+) -> dict[str, tuple[str, str]]:
+    """`{key: (text, place)}` of what is set anywhere, the place that goes first winning. Raises ConfigError."""
+    return {
+        **read_file(config_file, prefix=""),
+        **read_file(env_file, prefix=PREFIX),
+        **{
+            name.removeprefix(PREFIX).lower(): (text, f"environment variable {name}")
+            for name, text in environ.items()
+            if name.startswith(PREFIX)
+        },
+    }
+
+
+def with_value(text: str, key: str, value: str) -> str:
+    """config.txt's text with this value, on the key's own line or on a new last one; its comment and all else stay.
+
+    Raises ValueError where the line would not be read back as meant: a value with a #, a quote at its ends …
+    """
+    if not value.isprintable():
+        raise ValueError("must be on one line")
+    lines = text.splitlines(keepends=True)
+    pattern = re.compile(rf"(\s*{key}[ \t]*=(?:[ \t]+(?=[^\s#]))?)[^\r\n]*?(\s+#[^\r\n]*)?(\r?\n)?")
+    for i, line in enumerate(lines):
+        if match := pattern.fullmatch(line):
+            head, comment, end = match.groups(default="")
+            lines[i] = f"{head}{value}{comment}{end}"
+            break
+    else:
+        lines.append(("" if not text or text.endswith("\n") else "\n") + f"{key}={value}\n")
+    written = "".join(lines)
+    before, after = read_text(text), read_text(written)
+    if after is None or after != {**(before or {}), key: value}:
+        raise ValueError("cannot be written into config.txt like this: it has signs that mean something else there")
+    return written
+
+
+def read_text(text: str) -> dict[str, str] | None:
+    """`{key: value}` of a file's text; None where a line of it cannot be read."""
+    bindings = [one for one in parse_stream(StringIO(text)) if one.error or one.key is not None]
+    if any(one.error or one.value is None for one in bindings):
+        return None
+    return {str(one.key): str(one.value).strip() for one in bindings}
 
 
 def url_problem(url: str) -> str:

@@ -85,13 +85,15 @@ async def tab_to(page, selector, presses=30):
     raise AssertionError(f"{selector} cannot be reached with the Tab key")
 
 
-async def looks_right(page, url, folder, name, heights=800):
+async def looks_right(page, url, folder, name, *, until=None):
     """A picture of the page at `url` on a phone and a desk, by day and by night: nothing too wide, nothing too pale."""
     for width in (375, 1000):
-        await page.set_viewport_size({"width": width, "height": heights})
+        await page.set_viewport_size({"width": width, "height": 800})
         for scheme in ("light", "dark"):
             await page.emulate_media(color_scheme=scheme)
             await page.goto(url)
+            if until:
+                await page.locator(until).first.wait_for()
             await page.screenshot(path=folder / f"{name}-{scheme}-{width}.png", full_page=True)
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
             assert await page.evaluate(TOO_PALE) == []

@@ -14,13 +14,15 @@ from aiohttp import web
 
 from server import guard, pages
 from server.accounts import Accounts, ClaudeCodeSettings
+from server.books import Books
 from server.clients import ClientKeys
 from server.config import Config
+from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
 from server.pages import keys as key_pages
 from server.pages import books, live, page
-from server.presets import Persona
+from server.presets import Persona, Personas
 from server.signin import SignIn
 
 KEY = "sk-ant-api03-a-key-of-the-tests-0001"
@@ -172,9 +174,14 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     app[page.CHECK_KEY] = tavern.check_key
     app[page.PASSWORD] = lambda: tavern.password
     app[page.PERSONAS] = lambda: tavern.personas
+    (data_dir / "presets").mkdir(exist_ok=True)
+    app[page.PRESETS] = tavern.presets = Personas(data_dir / "presets")
+    app[page.PLACES] = (data_dir / "config.txt", data_dir / ".env", {})
+    app[page.EXAMINE] = list
     app[page.WARNINGS] = lambda: tavern.warnings
     app[key_pages.KEYS] = tavern.keys = ClientKeys(data_dir)
     app[books.RECEIPTS] = tavern
+    app[books.BOOKS] = tavern.books = Books(data_dir / "state.sqlite", Models.load(), days=90)
     pages.attach(app)
     app.add_routes([web.post("/v1/messages", tavern.chat)])
     tavern.news = app[live.NEWS]
@@ -189,6 +196,7 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
             await runner.cleanup()
         await tavern.accounts.close()
         tavern.keys.close()
+        tavern.books.close()
 
 
 def claude_code_login(folder):

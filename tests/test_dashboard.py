@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import fields
 from html import unescape
 
 import aiohttp
 import pytest
 
-from server.pages import figures
+from server.config import Config, config_text
+from server.pages import figures, page
 from server.pages.requests import compare
 from server.usage import Bodies
 from tests.fakes import error, fake_anthropic, stream
@@ -125,6 +127,159 @@ def test_the_differing_lines_are_marked_and_pictures_are_their_length():
     assert "AAAA" not in texts.asked
     same = compare(Bodies(asked, dict(asked)))
     assert same.changed == ()
+
+
+# The personas
+
+
+PERSONA = {"name": "Tamsin", "description": "Keeps the lamps.", "system": "You are Tamsin, who keeps the lamps."}
+
+
+@pytest.fixture
+def presets(proxy):
+    return proxy.parts.app[page.PRESETS]
+
+
+async def put(proxy, name, persona):
+    text = persona if isinstance(persona, bytes) else json.dumps(persona).encode()
+    headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}", "Content-Type": "application/json"}
+    return await proxy.send("PUT", f"/api/personas/{name}", headers=headers, data=text)
+
+
+async def test_a_persona_is_written_shown_changed_and_deleted(proxy, presets):
+    assert (await put(proxy, "tamsin", PERSONA)).json == {"name": "tamsin", "title": "Tamsin"}
+    status, text = await see(proxy, "/personas")
+    assert status == 200
+    for sign in ("Tamsin", "Keeps the lamps.", f"http://127.0.0.1:{proxy.port}/v1/tamsin"):
+        assert sign in text
+    assert "who keeps the lamps." in (await see(proxy, "/personas/tamsin"))[1]
+    await put(proxy, "tamsin", {**PERSONA, "description": "Lights the lamps."})
+    assert presets.get("tamsin").description == "Lights the lamps."
+    assert (await proxy.owner("DELETE", "/api/personas/tamsin")).status == 204
+    assert presets.all() == []
+    assert (await proxy.owner("DELETE", "/api/personas/tamsin")).status == 404
+    assert (await see(proxy, "/personas/tamsin"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "persona", "why"),
+    [
+        ("messages", PERSONA, "API's own addresses"),
+        ("a.b", PERSONA, "letters, digits"),
+        ("..%2Fserver", PERSONA, "letters, digits"),
+        ("tamsin", {"system": ""}, "needs a “system” text"),
+        ("tamsin", {**PERSONA, "settings": {"temperature": 3}}, "a number from 0 to 1"),
+        ("tamsin", b"{", "is not valid JSON"),
+        ("tamsin", b"\xff", "not UTF-8"),
+    ],
+)
+async def test_a_persona_that_would_not_work_is_refused_and_nothing_is_written(
+    proxy, presets, tmp_path, name, persona, why
+):
+    answer = await put(proxy, name, persona)
+    assert answer.status == 400
+    assert why in answer.message
+    assert list((tmp_path / "own" / "presets").iterdir()) == []
+
+
+async def test_a_damaged_file_is_named_with_its_problem_and_can_be_mended(proxy, tmp_path):
+    file = tmp_path / "own" / "presets" / "Tamsin.json"
+    file.write_text('{"system": "You are Tamsin", }')
+    _, text = await see(proxy, "/personas")
+    assert "presets/Tamsin.json is not valid JSON" in " ".join(re.sub("<[^>]+>", "", text).split())
+    assert 'href="/personas/Tamsin"' in text
+    _, text = await see(proxy, "/personas/Tamsin")
+    assert '{"system": "You are Tamsin", }' in text
+    assert (await put(proxy, "Tamsin", PERSONA)).status == 200
+    assert [path.name for path in file.parent.iterdir()] == ["Tamsin.json"]
+    assert json.loads(file.read_text()) == PERSONA
+
+
+# The settings
+
+
+@pytest.fixture
+def config_txt(tmp_path, proxy):
+    file = tmp_path / "own" / "config.txt"
+    file.write_text(config_text())
+    return file
+
+
+async def patch(proxy, **changes):
+    return await proxy.owner("PATCH", "/api/settings", json=changes)
+
+
+async def test_every_setting_is_shown_with_its_meaning_and_where_it_comes_from(proxy, config_txt, tmp_path):
+    config_txt.write_text("default_model=claude-haiku-4-5  # mine\n")
+    (tmp_path / "own" / ".env").write_text("PROXY_LOG_LEVEL=DEBUG\n")
+    status, text = await see(proxy, "/settings")
+    assert status == 200
+    for field in fields(Config):
+        assert f"<code>{field.name}</code>" in text
+        assert field.metadata["meaning"] in text
+    assert "from config.txt, line 1" in text
+    assert "from .env, line 1" in text
+    assert "Start the proxy again" in text
+
+
+async def test_a_setting_is_changed_in_its_line_and_holds_from_the_next_start(proxy, config_txt):
+    answer = await patch(proxy, cache_planner="false", default_model="claude-sonnet-5")
+    assert answer.json == {"restart_needed": True}
+    loaded = Config.load(config_txt, config_txt.with_name("none"), {})
+    assert (loaded.cache_planner, loaded.default_model) == (False, "claude-sonnet-5")
+    assert config_txt.read_text().count("\n") == config_text().count("\n")
+    assert sorted(path.name for path in config_txt.parent.iterdir()) == ["config.txt", "presets"]
+    assert "Until the next start:" in (await see(proxy, "/settings"))[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "why"),
+    [
+        ({"port": "many"}, 400, "config.txt, line 4: port must be a whole number"),
+        ({"keep_bodies_in_memory": "500"}, 400, "must be between 0 and 100"),
+        ({"default_model": "a # b"}, 400, "cannot be written into config.txt"),
+        ({"default_model": 5}, 400, "must be sent as text"),
+        ({"api_base_url": "https://elsewhere.example"}, 403, "by hand"),
+        ({"oauth_token_url": "https://elsewhere.example"}, 403, "by hand"),
+        ({"host": "0.0.0.0"}, 403, "by hand"),
+        ({"nothing": "1"}, 400, "there is no such field"),
+        ({}, 400, "Nothing to change"),
+    ],
+)
+async def test_a_setting_that_would_not_work_is_refused_and_the_file_stays(proxy, config_txt, changes, status, why):
+    answer = await patch(proxy, **changes)
+    assert answer.status == status
+    assert why in answer.message
+    assert config_txt.read_text() == config_text()
+    assert sorted(path.name for path in config_txt.parent.iterdir()) == ["config.txt", "presets"]
+
+
+async def test_what_is_set_elsewhere_is_changed_there(proxy, config_txt, tmp_path):
+    (tmp_path / "own" / ".env").write_text("PROXY_LOG_LEVEL=DEBUG\n")
+    answer = await patch(proxy, log_level="INFO")
+    assert answer.status == 409
+    assert ".env, line 1" in answer.message
+
+
+async def test_a_config_txt_that_cannot_be_read_is_said_on_the_page(proxy, config_txt):
+    config_txt.write_text("port\n")
+    status, text = await see(proxy, "/settings")
+    assert status == 200
+    assert "expected key=value" in text
+
+
+# The doctor
+
+
+async def test_the_doctor_looks_at_everything(proxy):
+    answer = await proxy.owner("GET", "/api/doctor")
+    assert answer.status == 200
+    said = [finding["what"] for finding in answer.json["findings"]]
+    assert {finding["mark"] for finding in answer.json["findings"]} <= {"ok", "note", "bad"}
+    assert any("The settings can be read" in what for what in said)
+    assert any("Nobody is signed in yet" in what for what in said)
+    assert any("answers." in what for what in said)
+    assert (await see(proxy, "/doctor"))[0] == 200
 
 
 # Live

@@ -3,7 +3,8 @@
 import pytest
 from playwright.async_api import expect
 
-from tests.browsing import NEEDED, browsing, looks_right, picture_folder
+from server.pages import page as page_room
+from tests.browsing import NEEDED, browsing, looks_right, picture_folder, tab_to
 from tests.fakes import error, fake_anthropic
 from tests.running import running
 
@@ -23,6 +24,14 @@ class Tavern:
     def __init__(self, proxy, upstream):
         self.proxy, self.upstream = proxy, upstream
         self.url = f"http://localhost:{proxy.port}"
+
+    @property
+    def presets(self):
+        return self.proxy.parts.app[page_room.PRESETS]
+
+    @property
+    def config_txt(self):
+        return self.proxy.parts.app[page_room.PLACES][0]
 
     def link(self):
         return f"{self.url}/auth/login?token={self.proxy.parts.owner.new_link_token()}"
@@ -87,3 +96,85 @@ async def test_nothing_in_a_hostile_request_is_run(tavern, person):
     await page.get_by_text("As it came", exact=True).click()
     await expect(page.locator("pre").first).to_contain_text("<script>fired()")
     assert fired == []
+
+
+async def test_a_persona_is_written_by_keyboard_changed_and_deleted(tavern, person, pictures):
+    page = await person.open("/personas")
+    await expect(page.get_by_text("There is no persona yet.")).to_be_visible()
+    await tab_to(page, "a[href='/new-persona']")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url("**/new-persona")
+    await tab_to(page, "#file")
+    await page.keyboard.type("tamsin")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#result")).to_contain_text("needs a “system” text")
+    await page.get_by_label("Name", exact=True).fill("Tamsin")
+    await page.get_by_label("Description, for this page").fill("Keeps the lamps of the harbour.")
+    await page.get_by_label("Who it is").fill("You are Tamsin.\n\nYou keep the lamps.")
+    await page.get_by_text("More", exact=True).last.click()
+    await page.get_by_label("Settings, where the front end sends none (JSON)").fill('{"temperature": ')
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator("#result")).to_contain_text("The settings are not JSON")
+    await page.get_by_label("Settings, where the front end sends none (JSON)").fill('{"temperature": 0.9}')
+    await page.get_by_role("button", name="Save").click()
+    await page.wait_for_url("**/personas/tamsin")
+    await expect(page.get_by_label("Who it is")).to_have_value("You are Tamsin.\n\nYou keep the lamps.")
+    await looks_right(page, page.url, pictures, "persona")
+    await page.get_by_label("Name", exact=True).fill("Tamsin of the lamps")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator("#result")).to_contain_text("Saved: Tamsin of the lamps.")
+    (persona,) = tavern.presets.all()
+    assert (persona.title, persona.settings) == ("Tamsin of the lamps", {"temperature": 0.9})
+    (tavern.presets.path("brindle")).write_text('{"system": ')
+    await looks_right(page, f"{tavern.url}/personas", pictures, "personas")
+    await expect(page.get_by_text("Switched off:")).to_be_visible()
+    await page.get_by_role("link", name="Mend it").click()
+    await page.get_by_label("The file's text").fill('{"system": "A badger."}')
+    await page.get_by_role("button", name="Save").click()
+    await page.get_by_role("button", name="Delete").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await page.wait_for_url("**/personas")
+    assert [persona.name for persona in tavern.presets.all()] == ["tamsin"]
+
+
+async def test_a_setting_is_changed_by_keyboard_and_asks_for_a_restart(tavern, person, pictures):
+    page = await person.open("/settings")
+    await page.locator("#cache_planner").focus()
+    await page.keyboard.type("false")
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="Save")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("Start the proxy again")).to_be_visible()
+    await expect(page.locator("#cache_planner")).to_be_focused()
+    await expect(page.get_by_text("Saved.")).to_be_visible()
+    assert tavern.config_txt.read_text() == "cache_planner=false\n"
+    await page.locator("#keep_bodies_in_memory").fill("1000")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_text("must be between 0 and 100")).to_be_visible()
+    await looks_right(page, f"{tavern.url}/settings", pictures, "settings")
+    await page.get_by_role("button", name="Back to true").click()
+    await expect(page.get_by_role("button", name="Back to true")).to_have_count(0)
+    assert tavern.config_txt.read_text() == "cache_planner=true\n"
+
+
+async def test_the_doctor_says_what_it_finds(tavern, person, pictures):
+    page = await person.open("/doctor")
+    await expect(page.locator("#findings")).to_contain_text("Nobody is signed in yet")
+    await expect(page.locator("#result")).not_to_have_text("One moment…")
+    await looks_right(page, f"{tavern.url}/doctor", pictures, "doctor", until="#findings li")
+
+
+async def test_more_opens_by_keyboard_and_closes_with_escape_and_outside(tavern, person):
+    page = await person.open("/")
+    await tab_to(page, "summary")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("link", name="Doctor")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("link", name="Doctor")).to_be_hidden()
+    assert await page.evaluate("document.activeElement.matches('summary')")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("heading", level=1).click()
+    await expect(page.get_by_role("link", name="Doctor")).to_be_hidden()
+    await page.get_by_text("More", exact=True).click()
+    await page.get_by_role("link", name="Settings").click()
+    await expect(page.locator("summary[aria-current]")).to_have_text("Settings")

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.guard import expect
-from server.pages import accounts, books, keys, live, now, requests, signin
+from server.pages import accounts, books, keys, live, now, personas, requests, settings, signin
 from server.pages.page import FINISHING, static
 
 
@@ -46,7 +46,9 @@ def routes() -> list[web.RouteDef]:
         *books.routes(),
         *keys.routes(),
         *live.routes(),
+        *personas.routes(),
         *requests.routes(),
+        *settings.routes(),
     ]
 
 

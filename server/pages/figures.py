@@ -36,6 +36,8 @@ def span(milliseconds: float | None) -> str:
     if milliseconds is None:
         return "–"
     seconds = milliseconds / 1000
+    if seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

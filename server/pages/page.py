@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from server.errors import ProxyError
 from server.owner import ASK_THE_OWNER, Owner
 from server.pages import figures
 from server.pages.words import WORDS
-from server.presets import Persona
+from server.presets import Persona, Personas
 from server.request import read_json
 from server.signin import SignIn
 
@@ -46,14 +46,19 @@ CONFIG = web.AppKey("config", Config)
 PORT = web.AppKey("port", int)
 PASSWORD = web.AppKey[Callable[[], Password]]("password")
 PERSONAS = web.AppKey[Callable[[], Iterable[Persona]]]("personas")
+PRESETS = web.AppKey("presets", Personas)
 WARNINGS = web.AppKey[Callable[[], Iterable[str]]]("warnings")
+# Where settings come from: config.txt, .env, the environment.
+PLACES = web.AppKey[tuple[Path, Path, Mapping[str, str]]]("places")
+# Looks at everything that usually goes wrong. Blocks: for a thread.
+EXAMINE = web.AppKey[Callable[[], Iterable[Any]]]("examine")
 # Tries an API key at a base URL: "ok", "refused: its words" or "unknown: why it could not be tried".
 CHECK_KEY = web.AppKey[Callable[[str, str], Awaitable[str]]]("check_key")
 FINISHING = web.AppKey[set[asyncio.Task[Any]]]("finishing")
 
 # The rooms of the dashboard in the order of the navigation; behind “More” those that are visited now and then.
 ROOMS = {"/": "now", "/requests": "requests", "/accounts": "accounts", "/keys": "keys"}
-MORE_ROOMS: dict[str, str] = {}
+MORE_ROOMS = {"/personas": "personas", "/settings": "settings", "/doctor": "doctor"}
 
 SAFE = {
     hdrs.CACHE_CONTROL: "no-store",

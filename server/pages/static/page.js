@@ -6,12 +6,12 @@ export const byId = (id) => document.getElementById(id);
 /** "{name} is here" with the values put in. */
 export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, key) => values[key] ?? all);
 
-/** Ask the proxy; the answer's JSON, or an Error with a sentence to show. */
+/** Ask the proxy, with a value or a text that is JSON; the answer's JSON, or an Error with a sentence to show. */
 export async function ask(method, path, body) {
   const asked = { method, headers: { accept: "application/json" } };
   if (body !== undefined) {
     asked.headers["content-type"] = "application/json";
-    asked.body = JSON.stringify(body);
+    asked.body = typeof body === "string" ? body : JSON.stringify(body);
   }
   let response, data;
   try {
