@@ -20,8 +20,8 @@ from server.config import Config
 from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
-from server.pages import keys as key_pages
 from server.pages import books, live, page
+from server.pages import keys as key_pages
 from server.presets import Persona, Personas
 from server.signin import SignIn
 
