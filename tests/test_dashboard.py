@@ -2,17 +2,20 @@
 
 import json
 import re
+import time
 from dataclasses import fields
+from datetime import timedelta
 from html import unescape
 
 import aiohttp
 import pytest
 
 from server.config import Config, config_text
-from server.pages import figures, page
+from server.days import day_of
+from server.pages import figures, page, plot
 from server.pages.requests import compare
 from server.usage import Bodies
-from tests.fakes import error, fake_anthropic, stream
+from tests.fakes import PLAIN, error, fake_anthropic, plain, stream
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
@@ -280,6 +283,96 @@ async def test_the_doctor_looks_at_everything(proxy):
     assert any("Nobody is signed in yet" in what for what in said)
     assert any("answers." in what for what in said)
     assert (await see(proxy, "/doctor"))[0] == 200
+
+
+# Spending and chats
+
+
+async def test_spending_tells_what_was_paid_and_what_the_cache_saved(proxy, upstream):
+    for model in ("claude-sonnet-4-6", "claude-sonnet-4-6", "claude-haiku-4-5"):
+        upstream.will(plain({**PLAIN, "model": model}))
+        await proxy.ask(model=model)
+    rows = (await proxy.owner("GET", "/api/usage?by=day")).json["rows"]
+    status, text = await see(proxy, "/spending")
+    assert status == 200
+    for sign in (
+        figures.money(rows[0]["usd"]),
+        "claude-sonnet-4-6",
+        "claude-haiku-4-5",
+        "By account",
+        "you, on this computer",
+    ):
+        assert sign in text
+    assert re.search(r"<dt>Requests</dt><dd>3</dd>", text)
+    assert text.count('<svg class="plot"') == 2
+    assert f"/api/usage.csv?by=day&from={day_of(time.time()) - timedelta(days=29)}" in text.replace("&amp;", "&")
+    assert "style=" not in text
+
+
+async def test_a_model_of_unknown_price_is_said_and_not_counted_as_free(proxy, upstream):
+    upstream.will(plain({**PLAIN, "model": "mystery-1"}))
+    await proxy.ask(model="mystery-1")
+    _, text = await see(proxy, "/spending")
+    assert "1 requests went to models whose price is not known" in text
+    assert re.search(r"<dt>Paid</dt><dd>unknown</dd>", text)
+
+
+async def test_nothing_spent_is_said(proxy):
+    for days in ("7", "30", "90", "all", "nonsense"):
+        status, text = await see(proxy, f"/spending?days={days}")
+        assert status == 200
+        assert "Nothing was spent in this time." in text
+
+
+async def test_a_chat_is_listed_by_its_time_and_by_its_name_once_it_has_one(proxy):
+    story = [{"role": "user", "content": SECRET}]
+    for i in range(3):
+        await proxy.ask(messages=story)
+        story += [{"role": "assistant", "content": f"Line {i}"}, {"role": "user", "content": f"And then, {i}?"}]
+    (chat,) = (await proxy.owner("GET", "/api/chats")).json["chats"]
+    _, text = await see(proxy, "/chats")
+    assert f'id="{chat["id"]}"' in text
+    assert "Begun" in text
+    assert "<dt>Requests</dt><dd>3</dd>" in text
+    await proxy.owner("PATCH", f"/api/chats/{chat['id']}", json={"name": "The third window"})
+    _, text = await see(proxy, "/chats")
+    assert "<h2>The third window</h2>" in text
+    assert SECRET not in text
+
+
+async def test_older_requests_are_told_from_the_books_after_a_restart(tmp_path, upstream):
+    async with running(tmp_path, upstream.url) as proxy:
+        request_id = (await proxy.ask(temperature=1.0, top_p=0.9)).headers["x-receipt"]
+    async with running(tmp_path, upstream.url) as proxy:
+        assert request_id in (await see(proxy, "/requests"))[1]
+        status, text = await see(proxy, f"/requests/{request_id}")
+        assert status == 200
+        assert "1 changes. What each was is told until" in text
+        assert "23 tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        (0, [0, 1]),
+        (1, [0, 0.25, 0.5, 0.75, 1]),
+        (0.013, [0, 0.005, 0.01, 0.015]),
+        (9.7, [0, 2.5, 5, 7.5, 10]),
+        (41, [0, 20, 40, 60]),
+        (1234, [0, 500, 1000, 1500]),
+    ],
+)
+def test_the_marks_of_a_plot_are_round_and_reach_above_it(most, ticks):
+    assert plot.ticks(most) == pytest.approx(ticks)
+
+
+def test_a_plot_carries_no_style_and_no_more_labels_than_fit():
+    days = [f"2026-10-{day:02d}" for day in range(1, 32)]
+    series = [("Paid", [0.1 * i for i in range(31)], "var(--written)")]
+    drawn = plot.columns(days, series, size=plot.NARROW, label=lambda day: day[8:], value=figures.money)
+    assert drawn.count("<rect") >= 31
+    assert "style=" not in drawn
+    assert re.findall(r">(\d\d)</text>", drawn) == ["01", "07", "13", "19", "25", "31"]
 
 
 # Live

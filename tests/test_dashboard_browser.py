@@ -1,9 +1,15 @@
 """The dashboard before the whole program, in a real Chromium: used, looked at, and attacked by names."""
 
+import time
+from random import Random
+
 import pytest
 from playwright.async_api import expect
 
+from server.chats import Chat
+from server.pages import books as book_pages
 from server.pages import page as page_room
+from server.usage import Receipt
 from tests.browsing import NEEDED, browsing, looks_right, picture_folder, tab_to
 from tests.fakes import error, fake_anthropic
 from tests.running import running
@@ -178,3 +184,66 @@ async def test_more_opens_by_keyboard_and_closes_with_escape_and_outside(tavern,
     await page.get_by_text("More", exact=True).click()
     await page.get_by_role("link", name="Settings").click()
     await expect(page.locator("summary[aria-current]")).to_have_text("Settings")
+
+
+async def a_month(tavern):
+    """A month of play in the books."""
+    now, random = time.time(), Random(7)
+    books = tavern.proxy.parts.app[book_pages.BOOKS]
+    accounts = [("acc_1", "My Console key"), ("acc_2", "Other tavern")]
+    for day in range(28):
+        for turn in range(random.randint(0, 12)):
+            new = random.random() < 0.2
+            receipt = Receipt(
+                at=now - day * 86400 - turn * 300,
+                model=random.choice(["claude-sonnet-5", "claude-sonnet-5", "claude-haiku-4-5"]),
+                persona=random.choice(["", "", "tamsin"]),
+                key=random.choice(["", "Robin's tablet"]),
+                status=200,
+                ended="whole",
+            )
+            receipt.account_id, receipt.account = random.choice(accounts)
+            receipt.key_id = "key_1" if receipt.key else ""
+            receipt.usage = {
+                "input_tokens": 400,
+                "cache_creation_input_tokens": 21_000 if new else 900,
+                "cache_read_input_tokens": 0 if new else 20_000,
+                "output_tokens": 420,
+            }
+            receipt.chat = f"chat_{day % 4}"
+            books.add(receipt, Chat(receipt.chat, "", now - 28 * 86400 - day % 4, receipt.at, ()))
+    await books.usage(0, 1e11, "day")  # everything added before is in this answer
+
+
+async def test_spending_is_seen_by_day_and_by_who(tavern, person, pictures):
+    await a_month(tavern)
+    page = await person.open("/spending")
+    await expect(page.locator(".plot:visible")).to_have_count(1)
+    await expect(page.get_by_role("heading", name="By model")).to_be_visible()
+    await page.get_by_text("The same as a table").click()
+    assert await page.locator(".rows tbody tr").count() > 10
+    await page.get_by_role("link", name="7 days").click()
+    await expect(page.locator(".periods [aria-current]")).to_have_text("7 days")
+    await looks_right(page, f"{tavern.url}/spending", pictures, "spending")
+    await expect(page.locator(".plot:visible")).to_have_count(1)
+    async with page.expect_download() as download:
+        await page.get_by_role("link", name="CSV").click()
+    assert (await download.value).suggested_filename == "usage.csv"
+
+
+async def test_a_chat_is_named_by_keyboard_and_its_name_is_text(tavern, person, pictures):
+    await a_month(tavern)
+    page = await person.open("/chats")
+    await expect(page.locator(".chat")).to_have_count(4)
+    await tab_to(page, "button[data-do=name]")
+    await page.keyboard.press("Enter")
+    await page.keyboard.type("The third window")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="The third window")).to_be_visible()
+    assert await page.evaluate("document.activeElement.matches('button[data-do=name]')")
+    await looks_right(page, f"{tavern.url}/chats", pictures, "chats")
+    await page.get_by_role("button", name="Name it: The third window").click()
+    await page.get_by_role("dialog").get_by_role("textbox").fill(HOSTILE[:80])
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".chat h2").filter(has_text="<img src=x")).to_be_visible()
+    assert await page.evaluate("document.images.length") == await page.locator("img[src^='/static/']").count()

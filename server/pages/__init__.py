@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.guard import expect
-from server.pages import accounts, books, keys, live, now, personas, requests, settings, signin
+from server.pages import accounts, books, keys, live, now, personas, requests, settings, signin, spending
 from server.pages.page import FINISHING, static
 
 
@@ -49,6 +49,7 @@ def routes() -> list[web.RouteDef]:
         *personas.routes(),
         *requests.routes(),
         *settings.routes(),
+        *spending.routes(),
     ]
 
 

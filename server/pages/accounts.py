@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from server.accounts import rfc3339
 from server.config import url_problem
 from server.errors import ProxyError
 from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_object
@@ -21,6 +22,8 @@ async def accounts_page(request: web.Request) -> web.Response:
         request.app[ACCOUNTS].all(), key=lambda account: (account.source == "claude_code", account.priority)
     )
     rows = [account.public(now) for account in in_order]
+    for row in rows:  # a limit that has begun anew since says nothing
+        row["limits"] = [one for one in row["limits"] if (one["resets_at"] or "") > (rfc3339(now) or "")]
     return page(
         request,
         "accounts.html",

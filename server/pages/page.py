@@ -57,8 +57,8 @@ CHECK_KEY = web.AppKey[Callable[[str, str], Awaitable[str]]]("check_key")
 FINISHING = web.AppKey[set[asyncio.Task[Any]]]("finishing")
 
 # The rooms of the dashboard in the order of the navigation; behind “More” those that are visited now and then.
-ROOMS = {"/": "now", "/requests": "requests", "/accounts": "accounts", "/keys": "keys"}
-MORE_ROOMS = {"/personas": "personas", "/settings": "settings", "/doctor": "doctor"}
+ROOMS = {"/": "now", "/requests": "requests", "/spending": "spending", "/accounts": "accounts", "/keys": "keys"}
+MORE_ROOMS = {"/chats": "chats", "/personas": "personas", "/settings": "settings", "/doctor": "doctor"}
 
 SAFE = {
     hdrs.CACHE_CONTROL: "no-store",

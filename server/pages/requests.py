@@ -13,7 +13,7 @@ from aiohttp import web
 
 from server.errors import ProxyError
 from server.guard import expect
-from server.pages.books import RECEIPTS
+from server.pages.books import RECEIPTS, newest, one_request
 from server.pages.page import CONFIG, all_warnings, page
 from server.usage import Bodies
 
@@ -30,7 +30,7 @@ def routes() -> list[web.RouteDef]:
 async def requests_page(request: web.Request) -> web.Response:
     """GET /requests"""
     most = MOST if request.query.get("show") == "all" else SHOWN
-    found = request.app[RECEIPTS].newest(most + 1)
+    found = await newest(request.app, most + 1)
     return page(
         request,
         "requests.html",
@@ -43,11 +43,11 @@ async def requests_page(request: web.Request) -> web.Response:
 
 async def request_page(request: web.Request) -> web.Response:
     """GET /requests/{id}"""
-    receipts, request_id = request.app[RECEIPTS], request.match_info["id"]
-    receipt = receipts.find(request_id)
+    request_id = request.match_info["id"]
+    receipt = await one_request(request.app, request_id)
     if receipt is None:
         raise ProxyError(404, "This request is not kept any more, or there was none of this name.")
-    bodies = receipts.bodies(request_id)
+    bodies = request.app[RECEIPTS].bodies(request_id)
     return page(
         request,
         "request.html",
@@ -70,6 +70,7 @@ def turn(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "written": written,
         "plain": plain,
         "prompt": read + written + plain,
+        "kind": receipt.get("kind", "chat"),
         "saved": None if usd is None or without is None else without - usd,
         "result": result(receipt),
     }

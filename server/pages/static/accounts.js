@@ -52,7 +52,6 @@ document.addEventListener("change", async ({ target }) => {
     }
     tell(region, words.saved);
   });
-  byId(target.id)?.focus();
 });
 
 byId("sign-out")?.addEventListener("click", async ({ target }) => {

@@ -45,7 +45,8 @@ export function tell(region, text, bad = false) {
 
 /** Do something that takes a moment: its button rests, its region tells how it went. */
 export async function busy(button, region, work) {
-  button.disabled = true;
+  const focused = document.activeElement === button;
+  button.disabled = true; // which takes the focus away
   tell(region, words.waiting);
   try {
     await work();
@@ -54,6 +55,8 @@ export async function busy(button, region, work) {
     tell(region, error.message, true);
   } finally {
     button.disabled = false;
+    const nobody = document.activeElement === document.body || document.activeElement === button;
+    if (focused && nobody) (button.isConnected ? button : byId(button.id))?.focus();
   }
 }
 
