@@ -272,7 +272,7 @@ def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
         return None
     return StartRefused(
         f"host={config.host} would open the proxy to your network, but there is no client key yet. "
-        "Start it once with host left blank, make a key on the start page, then set host again."
+        "Start it once with host left blank, make a key on the page Keys, then set host again."
     )
 
 

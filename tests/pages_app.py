@@ -15,6 +15,7 @@ from aiohttp import web
 from server import guard, pages
 from server.accounts import Accounts, ClaudeCodeSettings
 from server.books import Books
+from server.budget import Budgets
 from server.clients import ClientKeys
 from server.config import Config
 from server.models import Models
@@ -181,6 +182,7 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     app[page.WARNINGS] = lambda: tavern.warnings
     app[key_pages.KEYS] = tavern.keys = ClientKeys(data_dir)
     app[books.RECEIPTS] = tavern
+    app[key_pages.BUDGETS] = tavern.budgets = Budgets(Models.load())
     app[books.BOOKS] = tavern.books = Books(data_dir / "state.sqlite", Models.load(), days=90)
     pages.attach(app)
     app.add_routes([web.post("/v1/messages", tavern.chat)])

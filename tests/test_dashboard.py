@@ -285,6 +285,75 @@ async def test_the_doctor_looks_at_everything(proxy):
     assert (await see(proxy, "/doctor"))[0] == 200
 
 
+# Keys and their holders
+
+
+async def make_key(proxy, **given):
+    return (await proxy.owner("POST", "/api/keys", json={"name": "Robin", **given})).json
+
+
+async def ask_me(proxy, key, **options):
+    """The page of a key's holder, who has no cookie."""
+    answer = await proxy.send("POST", "/me", json={"key": key}, **options)
+    return answer.status, unescape(answer.raw.decode())
+
+
+@pytest.fixture
+async def shared(proxy):
+    await proxy.parts.accounts.add_api_key("sk-ant-api03-an-account-of-the-tests", "Shared account")
+
+
+async def test_a_holder_sees_what_is_left_and_what_was_used(proxy, shared):
+    key = await make_key(proxy, limits={"usd_per_day": 2, "requests_per_minute": 30}, models=["claude-sonnet-4-6"])
+    await proxy.ask(headers={"x-api-key": key["key"]})
+    status, text = await ask_me(proxy, key["key"])
+    assert status == 200
+    for sign in ("Robin", "Money today", "of $2.00", "30 requests a minute at most", "claude-sonnet-4-6", "<dd>1</dd>"):
+        assert sign in text
+    for secret in (key["key"], "Shared account", "/accounts", "by-account"):
+        assert secret not in text
+
+
+async def test_a_holder_sees_nothing_of_others(proxy, shared):
+    mine, theirs = await make_key(proxy), await make_key(proxy, name="Kim")
+    await proxy.ask(headers={"x-api-key": theirs["key"]})
+    _, text = await ask_me(proxy, mine["key"])
+    assert "Kim" not in text
+    assert "Nothing was spent in this time." in text
+    assert "This key has no limits." in text
+
+
+@pytest.mark.parametrize("key", ["", "anything", "tavern-nonsense", None, 5])
+async def test_a_wrong_key_is_told_so(proxy, key):
+    answer = await proxy.send("POST", "/me", json={"key": key})
+    assert answer.status == 401
+    assert "no key of this proxy" in answer.message
+
+
+async def test_a_key_taken_back_shows_nothing_any_more(proxy):
+    key = await make_key(proxy)
+    await proxy.owner("DELETE", f"/api/keys/{key['id']}")
+    assert (await ask_me(proxy, key["key"]))[0] == 401
+
+
+async def test_a_foreign_page_cannot_ask_for_a_holder(proxy):
+    key = (await make_key(proxy))["key"]
+    foreign = [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}]
+    for headers in foreign:
+        assert (await ask_me(proxy, key, headers=headers))[0] == 403
+    answer = await proxy.send("POST", "/me", data=f"key={key}", headers={"Content-Type": "text/plain"})
+    assert answer.status == 415
+
+
+async def test_the_keys_page_shows_limits_and_use(proxy, shared):
+    key = await make_key(proxy, limits={"tokens_per_day": 1000}, personas=["tamsin"])
+    await proxy.ask(headers={"x-api-key": key["key"]}, path="/v1/messages")
+    _, text = await see(proxy, "/keys")
+    for sign in ("Tokens today", "of 1,000", "tamsin", 'value="1000"', f"http://127.0.0.1:{proxy.port}/me"):
+        assert sign in text
+    assert key["key"] not in text
+
+
 # Spending and chats
 
 

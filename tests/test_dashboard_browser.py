@@ -10,8 +10,8 @@ from server.chats import Chat
 from server.pages import books as book_pages
 from server.pages import page as page_room
 from server.usage import Receipt
-from tests.browsing import NEEDED, browsing, looks_right, picture_folder, tab_to
-from tests.fakes import error, fake_anthropic
+from tests.browsing import NEEDED, TOO_PALE, browsing, looks_right, picture_folder, tab_to
+from tests.fakes import error, fake_anthropic, plain
 from tests.running import running
 
 pytestmark = NEEDED
@@ -247,3 +247,85 @@ async def test_a_chat_is_named_by_keyboard_and_its_name_is_text(tavern, person, 
     await page.keyboard.press("Enter")
     await expect(page.locator(".chat h2").filter(has_text="<img src=x")).to_be_visible()
     assert await page.evaluate("document.images.length") == await page.locator("img[src^='/static/']").count()
+
+
+LIMITS = {"usd_per_day": 2.0, "usd_per_month": 20.0, "tokens_per_day": 200_000, "requests_per_minute": 30}
+
+
+async def test_a_key_gets_limits_when_it_is_made_and_later_others(tavern, person, pictures):
+    page = await person.open("/keys")
+    await page.get_by_label("Who or what is it for?").fill("Robin's tablet")
+    form = page.locator("#make")
+    await form.get_by_text("Limits", exact=True).click()
+    await form.get_by_label("Dollars a day").fill("1.50")
+    await form.get_by_label("Models, separated by commas").fill("claude-sonnet-5, claude-haiku-4-5")
+    await page.get_by_role("button", name="Make the key").click()
+    await expect(page.locator("#made-key")).to_contain_text("tavern-")
+    card = page.locator(".key")
+    await expect(card).to_contain_text("of $1.50")
+    await expect(card).to_contain_text("claude-sonnet-5, claude-haiku-4-5")
+    await card.get_by_text("Limits", exact=True).click()
+    await card.get_by_label("Dollars a day").fill("")
+    await card.get_by_label("Tokens a day").fill("1.5")
+    await card.get_by_label("Tokens a day").evaluate(
+        "field => (field.step = 'any')"
+    )  # as no browser of ours would send
+    await card.get_by_role("button", name="Save").click()
+    await expect(page.locator("#result")).to_contain_text("must be a whole number")
+    await card.get_by_label("Tokens a day").fill("200000")
+    await card.get_by_role("button", name="Save").click()
+    await expect(page.locator("#result")).to_have_text("Saved.")
+    await expect(card).to_contain_text("of 200,000")
+    (row,) = (await tavern.proxy.owner("GET", "/api/keys")).json["keys"]
+    assert row["limits"] == {**dict.fromkeys(LIMITS), "tokens_per_day": 200_000}
+    assert row["models"] == ["claude-sonnet-5", "claude-haiku-4-5"]
+    await tavern.proxy.owner("PATCH", f"/api/keys/{row['id']}", json={"limits": LIMITS})
+    await looks_right(page, f"{tavern.url}/keys", pictures, "keys-with-limits")
+
+
+async def test_a_holder_opens_their_page_with_the_key_alone(tavern, pictures):
+    await tavern.proxy.parts.accounts.add_api_key("sk-ant-api03-an-account-of-the-tests", "Shared")
+    made = await tavern.proxy.owner("POST", "/api/keys", json={"name": HOSTILE[:80], "limits": LIMITS})
+    key = made.json["key"]
+    await tavern.proxy.ask(headers={"x-api-key": key})
+    async with browsing(tavern) as holder:  # no cookie of the owner's
+        page = await holder.context.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{tavern.url}/me")
+        await looks_right(page, f"{tavern.url}/me", pictures, "me-before")
+        await tab_to(page, "#key")
+        await page.keyboard.type("tavern-wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#result")).to_contain_text("no key of this proxy")
+        await page.get_by_label("Client key").fill(key)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE[:80])
+        await expect(page.get_by_role("list", name="Limits")).to_contain_text("of $2.00")
+        assert await page.evaluate("document.activeElement.id") == "me"
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 1000
+        for width in (375, 1000):
+            await page.set_viewport_size({"width": width, "height": 800})
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            assert await page.evaluate(TOO_PALE) == []
+            await page.screenshot(path=pictures / f"me-dark-{width}.png", full_page=True)
+        assert not any(key in url for url in asked)
+        assert key not in await page.content()
+        assert await page.evaluate("localStorage.length + sessionStorage.length") == 0
+        await page.goto(f"{tavern.url}/keys")
+        await expect(page.get_by_role("heading", name="This room is for the owner")).to_be_visible()
+
+
+async def test_the_limits_an_account_tells_are_drawn(tavern, person, pictures):
+    await tavern.proxy.parts.accounts.add_api_key("sk-ant-api03-an-account-of-the-tests", "My plan")
+    reset = str(int(time.time()) + 3600)
+    told = {"unified-5h-utilization": "0.42", "unified-5h-reset": reset, "unified-7d-utilization": "0.97"}
+    told |= {"unified-7d-reset": reset}
+    tavern.upstream.will(plain(**{f"anthropic-ratelimit-{name}": value for name, value in told.items()}))
+    await tavern.proxy.ask(headers={})
+    page = await person.open("/accounts")
+    await expect(page.locator(".gauges li")).to_have_count(2)
+    await expect(page.locator(".gauges")).to_contain_text("5-hour limit")
+    await expect(page.locator(".gauges")).to_contain_text("42 % used")
+    await expect(page.get_by_text("nearly used up")).to_be_visible()
+    await looks_right(page, f"{tavern.url}/accounts", pictures, "accounts-with-limits")

@@ -215,8 +215,8 @@ async def test_static_files_are_the_ones_there_are_and_nothing_else(stranger):
 def test_every_route_of_the_pages_is_the_owners_but_for_the_open_ones():
     doors = {route.path: door_of(route.path) for route in routes()}
     opened = {path for path, door in doors.items() if door is Door.OPEN}
-    assert opened == {"/auth/login", "/auth/callback", "/auth/status", "/static/{name}", "/favicon.ico"}
-    assert Door.FRONT not in doors.values()
+    assert opened == {"/auth/login", "/auth/callback", "/auth/status", "/static/{name}", "/favicon.ico", "/me"}
+    assert {path for path, door in doors.items() if door is Door.FRONT} == {"/api/me"}
 
 
 PAGES = Path(page.__file__).parent
@@ -821,7 +821,9 @@ async def test_practice_mode_is_clearly_labelled(tmp_path):
 
 
 OWNERS_ROUTES = [
-    (route.method, route.path.replace("{id}", "acc_none").replace("{name}", "nobody")) for route in routes() if door_of(route.path) is not Door.OPEN
+    (route.method, route.path.replace("{id}", "acc_none").replace("{name}", "nobody"))
+    for route in routes()
+    if door_of(route.path) is not Door.OPEN
 ]
 
 

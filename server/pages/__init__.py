@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.guard import expect
-from server.pages import accounts, books, keys, live, now, personas, requests, settings, signin, spending
+from server.pages import accounts, books, keys, live, me, now, personas, requests, settings, signin, spending
 from server.pages.page import FINISHING, static
 
 
@@ -46,6 +46,7 @@ def routes() -> list[web.RouteDef]:
         *books.routes(),
         *keys.routes(),
         *live.routes(),
+        *me.routes(),
         *personas.routes(),
         *requests.routes(),
         *settings.routes(),

@@ -31,6 +31,11 @@ def share(part: float, whole: float) -> str:
     return "100 %"
 
 
+def part(amount: float, most: float) -> float:
+    """How much of `most` it is, from 0 to 1; of nothing, all."""
+    return min(max(amount / most, 0.0), 1.0) if most > 0 else 1.0
+
+
 def span(milliseconds: float | None) -> str:
     """How long something took."""
     if milliseconds is None:

@@ -85,7 +85,13 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         globals={"w": WORDS, "version": __version__, "static": static_address},
-        filters={"money": figures.money, "number": figures.number, "share": figures.share, "span": figures.span},
+        filters={
+            "money": figures.money,
+            "number": figures.number,
+            "part": figures.part,
+            "share": figures.share,
+            "span": figures.span,
+        },
     )
 
 

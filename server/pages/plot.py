@@ -48,7 +48,8 @@ def columns(
     chart.add_y_scale(0, marks[-1])
     chart.add_y_axis(ticks=marks, tick_formatter=lambda number, *_: value(float(number)))
     width, height = size
-    root = ET.Element("svg", {"class": "plot", "viewBox": f"0 0 {width} {height}", "aria-hidden": "true"})
+    box = f"0 -10 {width + 20} {height + 10}"  # the legend's first and the last day's letters stand a little outside
+    root = ET.Element("svg", {"class": "plot", "viewBox": box, "aria-hidden": "true"})
     root.append(chart.to_svg_group(width, height))
     return ET.tostring(root, encoding="unicode")
 

@@ -14,9 +14,34 @@ form.addEventListener("submit", async (event) => {
     return;
   }
   await busy(event.submitter ?? form.querySelector("button"), byId("make-result"), async () => {
-    show(await ask("POST", "/api/keys", { name, own: fields.own.value === "yes" }));
+    show(await ask("POST", "/api/keys", { name, own: fields.own.value === "yes", ...limitsOf(form) }));
     form.reset();
     await renew("list");
+  });
+});
+
+/** What a form says of limits, models and personas; a blank field is no limit. */
+function limitsOf({ elements }) {
+  const number = (name) => (elements[name].value.trim() === "" ? null : elements[name].valueAsNumber);
+  const names = (name) => elements[name].value.split(",").map((one) => one.trim()).filter(Boolean);
+  const limits = ["usd_per_day", "usd_per_month", "tokens_per_day", "requests_per_minute"];
+  return {
+    limits: Object.fromEntries(limits.map((name) => [name, number(name)])),
+    models: names("models"),
+    personas: names("personas"),
+  };
+}
+
+document.addEventListener("submit", async (event) => {
+  const limits = event.target.closest(".limits");
+  if (!limits) return;
+  event.preventDefault();
+  const { id } = limits.closest(".key");
+  await busy(limits.querySelector("button"), region, async () => {
+    await ask("PATCH", `/api/keys/${id}`, limitsOf(limits));
+    await renew("list");
+    byId(`${id}-limits`).querySelector("summary").focus();
+    tell(region, words.saved);
   });
 });
 

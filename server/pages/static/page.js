@@ -107,7 +107,7 @@ export async function renew(...ids) {
 const shown = new Map();
 
 /** Times in the reader's own clock. */
-function dress(part) {
+export function dress(part) {
   for (const time of part.querySelectorAll("time[datetime]")) time.textContent = clock(time.dateTime);
 }
 dress(document);
