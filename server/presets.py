@@ -182,15 +182,18 @@ class Personas:
         raise ProxyError(404, f"{which} Known personas: {known}. Correct the end of the proxy URL.")
 
     def text(self, name: str) -> str:
-        """A persona file's text, as far as it can be read; "" when there is none."""
+        """A persona file's text, as far as it can be read; "" when there is none. Raises ProxyError as `path` does."""
         try:
             return self.path(name).read_text(encoding="utf-8-sig", errors="replace")
         except OSError:
             return ""
 
     def path(self, name: str) -> Path:
-        """The file of this name in whatever capitals it has; where it would be, if there is none."""
+        """The file of this name in whatever capitals it has; where it would be, if there is none. Never one outside the
+        folder: raises ProxyError 400 for a name that could be a path."""
         same = [path for path in sorted(self._stamps) if path.stem.lower() == name.lower()]
+        if not same:
+            check_name(name)
         return same[0] if same else self._folder / f"{name.lower()}.json"
 
     def save(self, name: str, text: str) -> Persona:

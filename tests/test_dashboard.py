@@ -185,6 +185,30 @@ async def test_a_persona_that_would_not_work_is_refused_and_nothing_is_written(
     assert list((tmp_path / "own" / "presets").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["..%2Fsecret", "..%2f..%2Fsecret", "%2e%2e%2fsecret", "..%5Csecret", "presets%2Ftamsin"]
+)
+async def test_no_name_leads_out_of_the_folder(proxy, tmp_path, name):
+    secret = tmp_path / "own" / "secret.json"
+    secret.write_text('{"token": "sk-ant-oat01-somebody"}')
+    status, text = await see(proxy, f"/personas/{name}")
+    assert status in (400, 404)
+    assert "sk-ant" not in text
+    for method in ("POST", "PUT", "DELETE"):
+        answer = await proxy.owner(method, f"/api/personas/{name}", json=PERSONA)
+        assert answer.status in (400, 404)
+    assert secret.read_text() == '{"token": "sk-ant-oat01-somebody"}'
+    assert list((tmp_path / "own" / "presets").iterdir()) == []
+
+
+async def test_a_new_persona_never_takes_the_place_of_another(proxy, presets):
+    await put(proxy, "tamsin", PERSONA)
+    answer = await proxy.owner("POST", "/api/personas/Tamsin", json={**PERSONA, "name": "Other"})
+    assert answer.status == 409
+    assert presets.get("tamsin").title == "Tamsin"
+    assert (await proxy.owner("POST", "/api/personas/brindle", json=PERSONA)).status == 200
+
+
 async def test_a_damaged_file_is_named_with_its_problem_and_can_be_mended(proxy, tmp_path):
     file = tmp_path / "own" / "presets" / "Tamsin.json"
     file.write_text('{"system": "You are Tamsin", }')

@@ -22,6 +22,7 @@ def routes() -> list[web.RouteDef]:
         get("/personas", personas_page),
         get("/personas/{name}", persona_page),
         get("/new-persona", new_page),
+        web.post("/api/personas/{name}", save, expect_handler=expect),
         web.put("/api/personas/{name}", save, expect_handler=expect),
         web.delete("/api/personas/{name}", remove, expect_handler=expect),
     ]
@@ -76,7 +77,11 @@ def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: 
 
 
 async def save(request: web.Request) -> web.Response:
-    """PUT /api/personas/{name}: the body is the file's text."""
+    """PUT /api/personas/{name}, or POST for one that must be new: the body is the file's text."""
+    presets, name = request.app[PRESETS], request.match_info["name"]
+    presets.look_again()
+    if request.method == "POST" and presets.path(name).exists():
+        raise ProxyError(409, f"There is a persona “{name}” already. Choose another name, or change that one.")
     raw = await request.read()
     if len(raw) > LARGEST:
         raise ProxyError(413, "The persona is larger than 1 MB. Shorten its texts.")
@@ -84,7 +89,7 @@ async def save(request: web.Request) -> web.Response:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ProxyError(400, "The persona is not UTF-8 text.") from None
-    persona = await asyncio.to_thread(request.app[PRESETS].save, request.match_info["name"], text)
+    persona = await asyncio.to_thread(presets.save, name, text)
     return answer({"name": persona.name, "title": persona.title})
 
 

@@ -15,9 +15,10 @@ from server.files import stamp, why, write_private
 from server.guard import expect
 from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, page, read_object
 
-# Where credentials go and who may come in: changed by hand in the file, not by whoever sits in front of the browser.
+# Where credentials go, who may come in, what is written down: not for whoever sits in front of an open page.
 BY_HAND = frozenset(
     {"host", "allowed_hosts", "allowed_origins", "data_dir", "make_first_key", "api_base_url", "claude_config_dir"}
+    | {"require_client_key", "record_trace"}
     | {field.name for field in fields(Config) if field.name.startswith("oauth_")}
 )
 
@@ -96,7 +97,8 @@ async def change(request: web.Request) -> web.Response:
         if key in BY_HAND:
             raise ProxyError(
                 403,
-                f"{key}: decides who may come in or where logins go. Change it by hand, in {request.app[PLACES][0]}.",
+                f"{key}: decides who may come in, where logins go or what is written down. "
+                f"Change it by hand, in {request.app[PLACES][0]}.",
             )
     await asyncio.to_thread(write_settings, request.app[PLACES], changes)
     return answer({"restart_needed": any(row["waiting"] for row in setting_rows(request.app))})

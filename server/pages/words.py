@@ -348,7 +348,8 @@ WORDS: dict[str, dict[str, str]] = {
         "source_elsewhere": "from {place}",
         "blank": "blank",
         "by_hand_title": "Changed by hand",
-        "by_hand": "These decide who may come in and where logins go. To change one, edit the file.",
+        "by_hand": "These decide who may come in, where logins go and what is written down. To change one, edit the "
+        "file.",
         "elsewhere": "Change it there: it goes first.",
         "save": "Save",
         "to_default": "Back to {value}",

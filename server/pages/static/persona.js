@@ -29,7 +29,7 @@ form.addEventListener("submit", async (event) => {
   }
   const name = form.dataset.name || fields.file.value.trim();
   await busy(event.submitter ?? form.querySelector("button"), region, async () => {
-    const saved = await ask("PUT", address(name), text);
+    const saved = await ask(form.dataset.name ? "PUT" : "POST", address(name), text);
     unsaved = false;
     if (form.dataset.name && !fields.text) tell(region, fill(words.saved, { name: saved.title }));
     else location.assign(`/personas/${encodeURIComponent(saved.name)}`);
