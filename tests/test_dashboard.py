@@ -14,6 +14,7 @@ from server.config import Config, config_text
 from server.days import day_of
 from server.pages import figures, page, plot
 from server.pages.requests import compare
+from server.pages.settings import SECRET
 from server.usage import Bodies
 from tests.fakes import PLAIN, error, fake_anthropic, plain, stream
 from tests.running import running
@@ -247,6 +248,18 @@ async def test_every_setting_is_shown_with_its_meaning_and_where_it_comes_from(p
     assert "from config.txt, line 1" in text
     assert "from .env, line 1" in text
     assert "Start the proxy again" in text
+
+
+async def test_a_secret_setting_is_shown_by_its_end_alone(tmp_path, upstream):
+    named = {field.name for field in fields(Config) if field.name.endswith(("_token", "_secret", "_password"))}
+    assert named == SECRET
+    async with running(tmp_path, upstream.url, metrics_token="a-long-token-in-force-1234") as proxy:
+        (tmp_path / "own" / "config.txt").write_text("metrics_token=another-long-token-5678\n")
+        _, text = await see(proxy, "/settings")
+        assert "…1234" in text
+        assert "…5678" in text
+        assert "long-token" not in text
+        assert (await patch(proxy, metrics_token="a-token-of-my-own-9999")).status == 403
 
 
 async def test_a_setting_is_changed_in_its_line_and_holds_from_the_next_start(proxy, config_txt):

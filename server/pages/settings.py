@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from aiohttp import web
 
+from server.accounts import ending
 from server.config import Config, ConfigError, parse, settings_given, show, with_value
 from server.errors import ProxyError
 from server.files import stamp, why, write_private
@@ -18,9 +19,11 @@ from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, pag
 # Where credentials go, who may come in, what is written down: not for whoever sits in front of an open page.
 BY_HAND = frozenset(
     {"host", "allowed_hosts", "allowed_origins", "data_dir", "make_first_key", "api_base_url", "claude_config_dir"}
-    | {"require_client_key", "record_trace"}
+    | {"require_client_key", "record_trace", "metrics_token"}
     | {field.name for field in fields(Config) if field.name.startswith("oauth_")}
 )
+
+SECRET = frozenset({"metrics_token"})  # shown by its last four characters
 
 
 def routes() -> list[web.RouteDef]:
@@ -62,6 +65,9 @@ def setting_rows(app: web.Application) -> Iterator[dict[str, Any]]:
         kind = kinds[field.name]
         choices = ("true", "false") if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
         in_force = show(getattr(config, field.name))
+        waiting = not same_value(text, in_force, kind)
+        if field.name in SECRET:
+            text, in_force = masked(text), masked(in_force)
         yield {
             "key": field.name,
             "meaning": field.metadata["meaning"],
@@ -74,8 +80,12 @@ def setting_rows(app: web.Application) -> Iterator[dict[str, Any]]:
             "number": kind is int,
             "by_hand": field.name in BY_HAND,
             "editable": field.name not in BY_HAND and source != "elsewhere",
-            "waiting": not same_value(text, in_force, kind),
+            "waiting": waiting,
         }
+
+
+def masked(secret: str) -> str:
+    return secret and f"…{ending(secret)}"
 
 
 def same_value(text: str, in_force: str, kind: Any) -> bool:
