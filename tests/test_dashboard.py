@@ -14,7 +14,7 @@ from server.config import Config, config_text
 from server.days import day_of
 from server.pages import figures, page, plot
 from server.pages.requests import compare
-from server.pages.settings import SECRET
+from server.pages.settings import SECRET as SECRET_SETTINGS
 from server.usage import Bodies
 from tests.fakes import PLAIN, error, fake_anthropic, plain, stream
 from tests.running import running
@@ -252,7 +252,7 @@ async def test_every_setting_is_shown_with_its_meaning_and_where_it_comes_from(p
 
 async def test_a_secret_setting_is_shown_by_its_end_alone(tmp_path, upstream):
     named = {field.name for field in fields(Config) if field.name.endswith(("_token", "_secret", "_password"))}
-    assert named == SECRET
+    assert named == SECRET_SETTINGS
     async with running(tmp_path, upstream.url, metrics_token="a-long-token-in-force-1234") as proxy:
         (tmp_path / "own" / "config.txt").write_text("metrics_token=another-long-token-5678\n")
         _, text = await see(proxy, "/settings")
