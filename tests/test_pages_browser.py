@@ -315,6 +315,14 @@ async def test_accounts_are_woken_switched_renamed_and_removed(tavern, person):
     assert tavern.accounts.all() == ()
 
 
+async def test_a_rest_that_ends_is_seen_without_a_reload(tavern, person):
+    account = await tavern.accounts.add_api_key(KEY, "First")
+    tavern.accounts.rest(account.id, time.time() + 2, "The limit is reached.")
+    page = await person.open("/accounts")
+    await expect(page.locator(".account.ready")).to_be_visible()
+    await expect(page.get_by_text("The limit is reached.")).to_have_count(0)
+
+
 async def test_a_change_that_is_refused_is_taken_back_on_the_page_and_says_why(tavern, person):
     await tavern.accounts.add_api_key(KEY, "First")
     page = await person.open("/accounts")

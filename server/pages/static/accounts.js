@@ -74,8 +74,9 @@ byId("other").addEventListener("submit", async (event) => {
   });
 });
 
-/** How long each rest still lasts. */
+/** Show how long each rest still lasts; true when one is over. */
 function countDown() {
+  let over = false;
   for (const part of document.querySelectorAll("[data-until]")) {
     const s = Math.max(Math.ceil((new Date(part.dataset.until) - Date.now()) / 1000), 0), m = Math.ceil(s / 60);
     const [text, values] =
@@ -84,8 +85,12 @@ function countDown() {
       : m < 2880 ? [words.left_hours, { h: Math.floor(m / 60), n: m % 60 }]
       : [words.left_days, { n: Math.floor(m / 1440) }];
     part.textContent = `(${fill(text, values)})`;
+    over ||= s === 0;
   }
+  return over;
 }
 countDown();
-setInterval(countDown, 1000);
+setInterval(() => {
+  if (countDown() && !document.hidden) showAgain().catch((error) => tell(region, error.message, true));
+}, 1000);
 byId("joined")?.focus();
