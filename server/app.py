@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
@@ -11,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from aiohttp import web
 
@@ -25,18 +23,18 @@ from server.cache_memory import CacheMemory, Journal
 from server.cache_planner import CachePlanner, Helps
 from server.chats import Chats
 from server.clients import ClientKeys
-from server.config import TOP, Config
+from server.config import CONFIG_FILE, ENV_FILE, TOP, Config
 from server.days import begins, month_of
+from server.doctor import look
 from server.errors import ProxyError
-from server.files import private_folder
 from server.keepalive import Sleep
 from server.learned import Lessons, Live
 from server.metrics import Metrics
 from server.models import Models
-from server.oauth import OAuthSettings
 from server.owner import Owner
 from server.pages import books as book_pages
 from server.pages import keys as key_pages
+from server.pages import live as live_pages
 from server.pages import metrics as metrics_page
 from server.pages import page
 from server.practice.app import create_practice
@@ -44,6 +42,7 @@ from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import BESIDE, STEPS, Options, step_name
 from server.signin import SignIn
+from server.start import StartRefused, oauth_settings, prepare_folder
 from server.trace import TraceRecorder
 from server.upstream import Patience, Upstream, UpstreamFailed
 from server.usage import Receipts
@@ -51,10 +50,6 @@ from server.usage import Receipts
 log = logging.getLogger(__name__)
 
 KEY_CHECK_SECONDS = 8.0
-
-
-class StartRefused(Exception):
-    """The proxy may not start like this: one sentence with the remedy."""
 
 
 @dataclass
@@ -97,7 +92,7 @@ def build(
 
     personas = Personas(TOP / "presets")
     metrics = Metrics(models)
-    receipts = Receipts(models, books, metrics)
+    receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
     budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
     oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None
@@ -166,6 +161,9 @@ def build(
     app[page.CHECK_KEY] = key_check(upstream)
     app[page.PASSWORD] = lambda: page.Password(needed=doors.key_needed, key=keys.first_key())
     app[page.PERSONAS] = personas.all
+    app[page.PRESETS] = personas
+    app[page.PLACES] = (CONFIG_FILE, ENV_FILE, os.environ)
+    app[page.EXAMINE] = lambda: list(look(config))
     app[page.WARNINGS] = lambda: [
         *warnings,
         *keys.warnings,
@@ -179,9 +177,8 @@ def build(
     pages.attach(app)
     app[metrics_page.METRICS] = metrics
     app[metrics_page.BUSY] = lambda: doors.busy
-    app.add_routes(book_pages.routes())
     app.add_routes(metrics_page.routes())
-    app.add_routes(key_pages.routes())
+    receipts.when_added(app[live_pages.NEWS].changed)
     app.add_routes(doors.routes())
 
     async def run_parts(app: web.Application) -> AsyncIterator[None]:
@@ -231,17 +228,6 @@ def unknown_steps(config: Config) -> StartRefused | None:
     return StartRefused(f"skip_steps: there is no step “{unknown[0]}”. The steps are {', '.join(sorted(known))}.")
 
 
-def oauth_settings(config: Config) -> OAuthSettings:
-    """Where the subscription sign-in happens."""
-    return OAuthSettings(
-        config.oauth_authorize_url,
-        config.oauth_token_url,
-        config.oauth_redirect_uri,
-        config.oauth_client_id,
-        config.oauth_scopes,
-    )
-
-
 class LocalPractice:
     """The practice upstream, run inside this process on a port of its own."""
 
@@ -259,30 +245,13 @@ class LocalPractice:
         await self._runner.cleanup()
 
 
-def prepare_folder(data_dir: Path) -> list[str]:
-    """Make the data folder, for its owner alone. The warnings about it; raises StartRefused where it cannot be used."""
-    try:
-        warnings = private_folder(data_dir)
-        if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "permission denied")
-    except OSError as error:
-        remedy = (
-            f"sudo chown -R {os.getuid()}:{os.getgid()} “{data_dir}”" if hasattr(os, "getuid") else "another data_dir"
-        )
-        raise StartRefused(
-            f"The data folder {data_dir} cannot be used ({(error.strerror or 'failed').lower()}). "
-            f"Give it to the user who runs the proxy ({remedy}), or set data_dir in server/config.txt."
-        ) from None
-    return warnings
-
-
 def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
     """Beyond this computer nothing is served without a client key."""
     if not config.listens_beyond_loopback or keys.any():
         return None
     return StartRefused(
         f"host={config.host} would open the proxy to your network, but there is no client key yet. "
-        "Start it once with host left blank, make a key on its page (Keys), then set host again."
+        "Start it once with host left blank, make a key on the page Keys, then set host again."
     )
 
 

@@ -249,6 +249,16 @@ class Books:
 
         return await asyncio.wrap_future(self._ask(read))
 
+    async def request(self, request_id: str) -> Row | None:
+        """One row. Raises ProxyError 503 when the books cannot be read."""
+
+        def read(db: sqlite3.Connection) -> Row | None:
+            fields = ", ".join(Row._fields)
+            found = db.execute(f"SELECT {fields} FROM book_requests WHERE id = ?", (request_id,)).fetchone()  # noqa: S608
+            return Row(*found) if found else None
+
+        return await asyncio.wrap_future(self._ask(read))
+
     async def name_chat(self, chat_id: str, name: str) -> dict[str, Any]:
         """Give a chat its owner's name; "" takes it away. Raises ProxyError 404."""
 

@@ -16,6 +16,7 @@ TOP = Path(__file__).resolve().parent.parent
 CONFIG_FILE = TOP / "server" / "config.txt"
 ENV_FILE = TOP / ".env"
 PREFIX = "PROXY_"
+MOST_BODIES = 100  # kept in memory: a body may have 32 MB
 
 
 class ConfigError(Exception):
@@ -94,6 +95,11 @@ class Config:
     record_trace: bool = setting(
         False, "Write your chats with their text to data_dir/traces, for util/replay_trace.py. Leave it off otherwise."
     )
+    keep_bodies_in_memory: int = setting(
+        0,
+        "The last requests whose text, as it came and as it was sent, the owner can compare on the page. 0: none. "
+        "They are kept in memory alone, never on disk, and are gone at the next start.",
+    )
     fallback_to_claude_code: Literal["ask", "true", "false"] = setting(
         "ask", "Use Claude Code's stored login when there is no other sign-in. ask: only after you agreed on the page."
     )
@@ -125,15 +131,7 @@ class Config:
         environ: Mapping[str, str] = os.environ,
     ) -> Config:
         """Environment (PROXY_PORT) beats .env beats config.txt (port=) beats the default. Raises ConfigError."""
-        given = {
-            **read_file(config_file, prefix=""),
-            **read_file(env_file, prefix=PREFIX),
-            **{
-                name.removeprefix(PREFIX).lower(): (text, f"environment variable {name}")
-                for name, text in environ.items()
-                if name.startswith(PREFIX)
-            },
-        }
+        given = settings_given(config_file, env_file, environ)
         kinds = get_type_hints(cls)
         values = {}
         for key, (text, place) in given.items():
@@ -161,6 +159,8 @@ class Config:
             refuse("metrics_token", "must have at least 16 characters")
         if self.books_days < 1:
             refuse("books_days", "must be at least 1")
+        if not 0 <= self.keep_bodies_in_memory <= MOST_BODIES:
+            refuse("keep_bodies_in_memory", f"must be between 0 and {MOST_BODIES}")
         for key in ("api_base_url", "oauth_authorize_url", "oauth_token_url", "oauth_redirect_uri"):
             if problem := url_problem(getattr(self, key)):
                 refuse(key, problem)
@@ -170,6 +170,52 @@ class Config:
         for host in self.allowed_hosts:
             if not all(c.isalnum() or c in "-._:[]" for c in host):
                 refuse("allowed_hosts", f"“{host}” must be a bare name or address, without http:// and without a path")
+
+
+def settings_given(
+    config_file: Path = CONFIG_FILE, env_file: Path = ENV_FILE, environ: Mapping[str, str] = os.environ
+) -> dict[str, tuple[str, str]]:
+    """`{key: (text, place)}` of what is set anywhere, the place that goes first winning. Raises ConfigError."""
+    return {
+        **read_file(config_file, prefix=""),
+        **read_file(env_file, prefix=PREFIX),
+        **{
+            name.removeprefix(PREFIX).lower(): (text, f"environment variable {name}")
+            for name, text in environ.items()
+            if name.startswith(PREFIX)
+        },
+    }
+
+
+def with_value(text: str, key: str, value: str) -> str:
+    """config.txt's text with this value, on the key's own line or on a new last one; its comment and all else stay.
+
+    Raises ValueError where the line would not be read back as meant: a value with a #, a quote at its ends …
+    """
+    if not value.isprintable():
+        raise ValueError("must be on one line")
+    lines = text.splitlines(keepends=True)
+    pattern = re.compile(rf"(\s*{key}[ \t]*=(?:[ \t]+(?=[^\s#]))?)[^\r\n]*?(\s+#[^\r\n]*)?(\r?\n)?")
+    for i, line in enumerate(lines):
+        if match := pattern.fullmatch(line):
+            head, comment, end = match.groups(default="")
+            lines[i] = f"{head}{value}{comment}{end}"
+            break
+    else:
+        lines.append(("" if not text or text.endswith("\n") else "\n") + f"{key}={value}\n")
+    written = "".join(lines)
+    before, after = read_text(text), read_text(written)
+    if after is None or after != {**(before or {}), key: value}:
+        raise ValueError("cannot be written into config.txt like this: it has signs that mean something else there")
+    return written
+
+
+def read_text(text: str) -> dict[str, str] | None:
+    """`{key: value}` of a file's text; None where a line of it cannot be read."""
+    bindings = [one for one in parse_stream(StringIO(text)) if one.error or one.key is not None]
+    if any(one.error or one.value is None for one in bindings):
+        return None
+    return {str(one.key): str(one.value).strip() for one in bindings}
 
 
 def url_problem(url: str) -> str:

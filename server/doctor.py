@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from server.accounts import Account, Accounts, ClaudeCodeSettings
-from server.app import StartRefused, oauth_settings, prepare_folder
 from server.browser import other_proxy
 from server.config import TOP, Config
 from server.presets import Personas
-from server.serve import CannotListen, listen
+from server.start import CannotListen, StartRefused, listen, oauth_settings, prepare_folder
 
 SKEW = 120.0  # seconds a clock may be off before sign-ins suffer
 ROOM = 100 * 2**20  # bytes of disk below which writing becomes a matter of luck

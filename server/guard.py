@@ -46,11 +46,12 @@ class Door(Enum):
     FRONT = "front ends; whether they need a client key is for clients.py to say"
 
 
-OPEN_ROUTES = frozenset({"/health", "/auth/status", "/static/{name}", "/favicon.ico"})
+OPEN_ROUTES = frozenset({"/health", "/auth/status", "/static/{name}", "/favicon.ico", "/me"})
 # These look after themselves: one redeems a link or asks for the session, the other is bound by a cookie of its own.
 SELF_KEPT_PAGES = frozenset({"/auth/login", "/auth/callback"})
 SELF_KEPT = SELF_KEPT_PAGES | {"/metrics"}  # the owner, or the token of a setting
-OWNER_PAGES = frozenset({"/"})
+MORE_PAGES = ("/spending", "/chats", "/personas", "/personas/{name}", "/new-persona", "/settings", "/doctor")
+OWNER_PAGES = frozenset({"/", "/requests", "/requests/{id}", "/accounts", "/keys", *MORE_PAGES})
 # Takes a client key, of which it tells; clients.py finds the key.
 KEY_ROUTES = frozenset({"/api/me"})
 

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from server.errors import ProxyError
-from server.files import Stamp, stamp
+from server.files import Stamp, stamp, why, write_private
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def check_name(name: str) -> None:
+    """Raise ProxyError 400 for a name that cannot be part of an address of ours."""
+    if not NAME.fullmatch(name):
+        raise ProxyError(400, "The name is part of an address: letters, digits, - and _ only, at most 64 of them.")
+    if name.lower() in RESERVED:
+        raise ProxyError(400, "This name is part of the API's own addresses. Choose another one.")
+
+
 def read_file(path: Path) -> Persona:
     """The persona a file holds, named after the file. Raises PersonaError."""
     if not NAME.fullmatch(path.stem):
@@ -172,6 +180,46 @@ class Personas:
         known = ", ".join(sorted(self._personas)) or "none"
         which = f"There is no persona “{name}”." if NAME.fullmatch(name) else "There is no such persona."
         raise ProxyError(404, f"{which} Known personas: {known}. Correct the end of the proxy URL.")
+
+    def text(self, name: str) -> str:
+        """A persona file's text, as far as it can be read; "" when there is none. Raises ProxyError as `path` does."""
+        try:
+            return self.path(name).read_text(encoding="utf-8-sig", errors="replace")
+        except OSError:
+            return ""
+
+    def path(self, name: str) -> Path:
+        """The file of this name in whatever capitals it has; where it would be, if there is none. Never one outside the
+        folder: raises ProxyError 400 for a name that could be a path."""
+        same = [path for path in sorted(self._stamps) if path.stem.lower() == name.lower()]
+        if not same:
+            check_name(name)
+        return same[0] if same else self._folder / f"{name.lower()}.json"
+
+    def save(self, name: str, text: str) -> Persona:
+        """Write a persona's file in one step. Raises ProxyError 400 for a text that would not work, 409 where
+        the folder cannot be written. Blocks: call it in a thread."""
+        check_name(name)
+        try:
+            persona = read_persona(name.lower(), text)
+        except PersonaError as error:
+            raise ProxyError(400, f"The persona would not work: it {error}.") from None
+        path = self.path(name)
+        try:
+            write_private(path, text.encode(), like=path.stat() if path.exists() else None)
+        except OSError as error:
+            raise ProxyError(409, f"{path} cannot be written ({why(error)}). Give it to the proxy's user.") from None
+        return persona
+
+    def remove(self, name: str) -> None:
+        """Delete a persona's file. Raises ProxyError 404, 409."""
+        path = self.path(name)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            raise ProxyError(404, "There is no such persona. Reload the page.") from None
+        except OSError as error:
+            raise ProxyError(409, f"{path} cannot be deleted ({why(error)}).") from None
 
     def look_again(self) -> None:
         """Read what is new or changed, forget what is gone. A damaged file switches its own persona off, no other."""

@@ -34,7 +34,7 @@ from server.rewrite.counting import GENERATION
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
 from server.upstream import UpstreamFailed
-from server.usage import Receipt, Receipts
+from server.usage import Bodies, Receipt, Receipts
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Relay:
             if journey.refused is not None and journey.refused.says_the_same(sent):
                 raise PassedOn(journey.refused.refusal, self._clock())  # what it taught changes nothing here
             journey.refused = None
-            self._note(asked.receipt, sent, credential, journey)
+            self._note(asked.receipt, asked.request, sent, credential, journey)
             try:
                 await self._reserve(asked, sent, credential)
             except ProxyError:
@@ -344,11 +344,14 @@ class Relay:
         await asyncio.sleep(wait)
         return True
 
-    def _note(self, receipt: Receipt, sent: ChatRequest, credential: Credential, journey: Journey) -> None:
+    def _note(
+        self, receipt: Receipt, asked: ChatRequest, sent: ChatRequest, credential: Credential, journey: Journey
+    ) -> None:
         receipt.attempts += 1
         receipt.model = sent.model
         receipt.changes = (*sent.changes, *journey.changes)
         receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
+        receipt.bodies = Bodies(asked.body, sent.body)
 
     def _payer(self, credential: Credential) -> str:
         if credential.account_id:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -15,21 +13,17 @@ from collections.abc import Callable
 from aiohttp import http_parser
 
 from server import __version__
-from server.app import Parts, StartRefused, build
-from server.browser import open_in_browser, other_proxy
+from server.app import Parts, build
+from server.browser import open_in_browser
 from server.config import Config
 from server.front import Runner
 from server.logs import Lines, set_up
+from server.start import BACKLOG, CannotListen, StartRefused, listen
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0  # how long open streams may finish after a signal
 LAST_SECONDS = 0.3  # for what is still open then: time for a last event
-BACKLOG = 512
-
-
-class CannotListen(Exception):
-    """No socket for the address of the settings: one sentence with the remedy."""
 
 
 def serve(config: Config) -> int:
@@ -64,51 +58,6 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for `host`; for a blank one this computer by both families, since “localhost” may mean either.
-    Raises CannotListen."""
-    if host:
-        return [bound(host, port)]
-    first = bound("127.0.0.1", port)
-    try:
-        return [first, bound("::1", first.getsockname()[1])]
-    except CannotListen:
-        return [first]  # no IPv6 here, or somebody else's port there
-
-
-def bound(host: str, port: int) -> socket.socket:
-    try:
-        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        made = socket.socket(family, socket.SOCK_STREAM)
-    except OSError:
-        raise CannotListen(
-            f"host={host} is no address of this computer. Leave host blank for this computer only."
-        ) from None
-    try:
-        if os.name == "posix":
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
-        made.listen(BACKLOG)
-    except OSError as error:
-        made.close()
-        raise CannotListen(why_not(host, port, error)) from None
-    made.setblocking(False)
-    return made
-
-
-def why_not(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        other = (
-            " by another Tavern Proxy: use that one, or stop it first" if other_proxy(port) else " by another program"
-        )
-        return f"Port {port} at {host} is taken{other}. To use another port, set port=… in server/config.txt."
-    if error.errno == errno.EACCES:
-        return f"Port {port} is reserved by the system. Choose one above 1023: port=… in server/config.txt."
-    return f"host={host} is no address of this computer. Leave host blank for this computer only."
 
 
 async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,14 @@ Kind = Literal["chat", "count", "ping"]
 def new_id() -> str:
     """The id of a request of ours, in the form of the API's own."""
     return f"req_{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """A request as it came and as it was sent, for the owner's eyes. repr hides the text."""
+
+    asked: Mapping[str, Any] = field(repr=False)
+    sent: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass
@@ -53,6 +61,7 @@ class Receipt:
     charged_usd: float = 0.0  # to the client key; more than it cost where the upstream did not say the end
     charged_tokens: int = 0
     notice: str = ""  # for the end of the reply
+    bodies: Bodies | None = field(default=None, repr=False)  # never in a log
 
     def line(self) -> str:
         """A few words for the log."""
@@ -123,18 +132,38 @@ def unplanned(read: int, written: int) -> dict[str, Any]:
 class Receipts:
     """The last receipts, newest first; each is counted, and goes into the books."""
 
-    def __init__(self, models: Models, books: Books, metrics: Metrics) -> None:
-        self._models, self._books, self._metrics = models, books, metrics
+    def __init__(self, models: Models, books: Books, metrics: Metrics, *, keep_bodies: int = 0) -> None:
+        self._models, self._books, self._metrics, self._keep_bodies = models, books, metrics, keep_bodies
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
+        self._tell: list[Callable[[], None]] = []
+
+    def when_added(self, tell: Callable[[], None]) -> None:
+        """Call `tell` after each receipt that is added."""
+        self._tell.append(tell)
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
-        self.add_stranger(receipt)
         self._books.add(receipt, chat)
+        self._keep(receipt)
 
     def add_stranger(self, receipt: Receipt) -> None:
         """The receipt of one who was turned away at the door: leaves no trace on the disk."""
+        self._keep(receipt)
+
+    def _keep(self, receipt: Receipt) -> None:
         self._kept.appendleft(receipt)
         self._metrics.count(receipt)
+        if len(self._kept) > self._keep_bodies:
+            self._kept[self._keep_bodies].bodies = None
+        for tell in self._tell:
+            tell()
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """The row of one request; None if it is not kept (any more)."""
+        return next((receipt.public(self._models) for receipt in self._kept if receipt.id == request_id), None)
+
+    def bodies(self, request_id: str) -> Bodies | None:
+        """The text of one of the last requests, where the owner's setting keeps it."""
+        return next((receipt.bodies for receipt in self._kept if receipt.id == request_id), None)
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """The rows of GET /api/requests, `limit` at most."""

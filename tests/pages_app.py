@@ -14,11 +14,16 @@ from aiohttp import web
 
 from server import guard, pages
 from server.accounts import Accounts, ClaudeCodeSettings
+from server.books import Books
+from server.budget import Budgets
+from server.clients import ClientKeys
 from server.config import Config
+from server.models import Models
 from server.oauth import OAuthSettings
 from server.owner import Owner
-from server.pages import page
-from server.presets import Persona
+from server.pages import books, live, page
+from server.pages import keys as key_pages
+from server.presets import Persona, Personas
 from server.signin import SignIn
 
 KEY = "sk-ant-api03-a-key-of-the-tests-0001"
@@ -114,8 +119,16 @@ class Tavern:
         self.chats.append(await request.text())
         return web.json_response({"type": "message"})
 
-    async def requests(self, request):
-        return web.json_response({"requests": self.receipts})
+    def newest(self, limit):
+        return self.receipts[:limit]
+
+    def find(self, request_id):
+        return next((receipt for receipt in self.receipts if receipt["id"] == request_id), None)
+
+    def show(self, receipts):
+        """Let these be the receipts, and tell the open pages."""
+        self.receipts = receipts
+        self.news.changed()
 
 
 async def serve(app, bound):
@@ -162,9 +175,18 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     app[page.CHECK_KEY] = tavern.check_key
     app[page.PASSWORD] = lambda: tavern.password
     app[page.PERSONAS] = lambda: tavern.personas
+    (data_dir / "presets").mkdir(exist_ok=True)
+    app[page.PRESETS] = tavern.presets = Personas(data_dir / "presets")
+    app[page.PLACES] = (data_dir / "config.txt", data_dir / ".env", {})
+    app[page.EXAMINE] = list
     app[page.WARNINGS] = lambda: tavern.warnings
+    app[key_pages.KEYS] = tavern.keys = ClientKeys(data_dir)
+    app[books.RECEIPTS] = tavern
+    app[key_pages.BUDGETS] = tavern.budgets = Budgets(Models.load())
+    app[books.BOOKS] = tavern.books = Books(data_dir / "state.sqlite", Models.load(), days=90)
     pages.attach(app)
-    app.add_routes([web.get("/api/requests", tavern.requests), web.post("/v1/messages", tavern.chat)])
+    app.add_routes([web.post("/v1/messages", tavern.chat)])
+    tavern.news = app[live.NEWS]
 
     tavern.finishing = app[page.FINISHING]
     await tavern.accounts.start()
@@ -175,6 +197,8 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
         for runner in runners:
             await runner.cleanup()
         await tavern.accounts.close()
+        tavern.keys.close()
+        tavern.books.close()
 
 
 def claude_code_login(folder):

@@ -19,7 +19,9 @@ from server.app import Parts, build
 from server.config import Config
 from server.front import Limits, Runner
 from server.keepalive import Sleep
-from server.serve import listen
+from server.pages import page
+from server.presets import Personas
+from server.start import listen
 from server.upstream import Patience
 from tests.fakes import ASK, KEY
 
@@ -89,6 +91,10 @@ async def running(
     sockets = listen(config.host, 0)
     port = sockets[0].getsockname()[1]
     parts = build(config, port, patience=patience, clock=clock, sleep=sleep)
+    own = data_dir / "own"  # what the pages may write: never the files of this very folder
+    (own / "presets").mkdir(parents=True, exist_ok=True)
+    parts.app[page.PLACES] = (own / "config.txt", own / ".env", {})
+    parts.app[page.PRESETS] = Personas(own / "presets")
     runner = Runner(parts.app, limits=limits, shutdown_timeout=1.0)
     await runner.setup()
     for made in sockets:

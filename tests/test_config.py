@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import CONFIG_FILE, Config, ConfigError, config_text, is_loopback, url_problem
+from server.config import CONFIG_FILE, Config, ConfigError, config_text, is_loopback, url_problem, with_value
 
 
 @pytest.fixture
@@ -166,3 +166,47 @@ def test_names_of_this_computer_are_told_from_look_alikes():
     assert is_loopback("127.0.0.1")
     assert not is_loopback("127.0.0.01")
     assert not is_loopback("127.0.0.256")
+
+
+SHIPPED = config_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("port", "5000"),
+        ("host", "0.0.0.0"),
+        ("required_system_line", "It's a line, isn't it?"),
+        ("required_system_line", ""),
+        ("cache_planner", "false"),
+        ("allowed_hosts", "a.local, b.local"),
+    ],
+)
+def test_a_value_is_put_into_config_txt_and_all_else_stays(key, value):
+    written = with_value(SHIPPED, key, value)
+    before, after = SHIPPED.splitlines(), written.splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) <= 1
+    for old, new in changed:
+        assert new.startswith(f"{key}={value}")
+        assert new.partition("  # ")[2] == old.partition("  # ")[2]
+
+
+def test_a_setting_that_has_no_line_gets_one():
+    assert with_value("port=1  # mine", "log_level", "DEBUG") == "port=1  # mine\nlog_level=DEBUG\n"
+    assert with_value("", "port", "5") == "port=5\n"
+
+
+def test_the_ends_of_lines_and_the_owners_own_notes_stay():
+    text = "# mine\r\nport = 5000   # my port\r\n# port=7\r\n"
+    assert with_value(text, "port", "6000") == "# mine\r\nport = 6000   # my port\r\n# port=7\r\n"
+
+
+@pytest.mark.parametrize("value", ["a # b", "'quoted'", '"quoted"', "two\nlines", "a\rb", "nul\0"])
+def test_what_would_not_be_read_back_as_meant_is_refused(value):
+    with pytest.raises(ValueError, match=r"must be on one line|signs that mean something else"):
+        with_value(SHIPPED, "default_model", value)
+
+
+def test_a_key_that_is_only_part_of_another_is_left_alone():
+    assert with_value("my_port=1\nport=2\n", "port", "3") == "my_port=1\nport=3\n"

@@ -1,89 +1,30 @@
 """The pages in a real Chromium: every state, by keyboard, on a phone, in the dark; and what foreign pages try."""
 
 import json
-import os
 import re
-import shutil
 import socket
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from aiohttp import web
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import expect
 
 from server.pages import page as page_room
 from server.presets import Persona
+from tests.browsing import NEEDED, browsing, looks_right, picture_folder, tab_to
 from tests.pages_app import KEY, ant_profile, claude_code_login, running, serve
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP rebound.example 127.0.0.1"]
 HOSTILE = "<img src=x onerror=fired()><script>fired()</script>'\"></p>"
-FAR = 4102444800  # 2100-01-01
+FAR = time.time() + 300 * 86400
 
-expect.set_options(timeout=15_000)
-
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
+pytestmark = NEEDED
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Where the screenshots go: $TAVERN_PICTURES, or the test's own folder."""
-    folder = Path(os.environ.get("TAVERN_PICTURES") or tmp_path / "pictures")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-class Person:
-    """Somebody in front of a browser: opens pages, presses keys. What goes wrong in a page is kept in `troubles`."""
-
-    def __init__(self, context, tavern):
-        self.context = context
-        self.tavern = tavern
-        self.troubles = []
-        self.asked = set()  # origins
-        context.on("page", self.watch)
-        context.on("request", lambda request: self.asked.add(re.sub(r"(://[^/]+).*", r"\1", request.url)))
-
-    def watch(self, page):
-        page.on("pageerror", lambda error: self.troubles.append(f"error: {error}"))
-        page.on("console", self.heard)
-        page.on("dialog", lambda dialog: self.troubles.append(f"dialog: {dialog.message}"))
-
-    def heard(self, message):
-        refused_on_purpose = message.text.startswith("Failed to load resource: the server responded with a status of")
-        if message.type in ("error", "warning") and not refused_on_purpose:
-            self.troubles.append(f"{message.type}: {message.text}")
-
-    async def open(self, path="", page=None):
-        """The page at a path of ours, as the owner."""
-        page = page or await self.context.new_page()
-        if not await self.context.cookies(self.tavern.url):
-            await page.goto(self.tavern.link())
-            await page.wait_for_url(re.compile(r"/(auth/login)?$"))
-        await page.goto(self.tavern.url + path)
-        return page
-
-
-@asynccontextmanager
-async def browsing(tavern, **options):
-    """A person with a fresh browser; whatever went wrong in a page fails the test at the end."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        context = await browser.new_context(**{"viewport": {"width": 1000, "height": 800}, **options})
-        context.set_default_timeout(10_000)
-        person = Person(context, tavern)
-        try:
-            yield person
-        finally:
-            await browser.close()
-    assert person.troubles == []
+    return picture_folder(tmp_path)
 
 
 @pytest.fixture
@@ -105,15 +46,6 @@ async def person(tavern):
         yield person
 
 
-async def tab_to(page, selector, presses=30):
-    """Press Tab until the focus is there."""
-    for _ in range(presses):
-        await page.keyboard.press("Tab")
-        if await page.evaluate("s => document.activeElement.matches(s)", selector):
-            return
-    raise AssertionError(f"{selector} cannot be reached with the Tab key")
-
-
 def turn(i=0, **other):
     """A row of GET /api/requests."""
     tokens = {"input_tokens": 820, "cache_write_5m_tokens": 400, "cache_write_1h_tokens": 0}
@@ -130,6 +62,10 @@ def turn(i=0, **other):
         "cache": {"outcome": "partial"},
         **other,
     }
+
+
+def replace_id(row, i):
+    return {**row, "id": f"req_{i}"}
 
 
 TURNS = [
@@ -186,7 +122,7 @@ async def test_the_callback_moves_both_tabs_on(tmp_path):
             await page.get_by_role("button", name="Sign in with Claude").click()
         theirs = await opened.value
         await theirs.locator("#allow").click()
-        await theirs.wait_for_url("**/auth/login?joined=*")
+        await theirs.wait_for_url("**/accounts?joined=*")
         await expect(theirs.get_by_role("status").filter(has_text="rowan@example.org")).to_be_focused()
         await expect(page.get_by_role("heading", name="Claude subscription (rowan@example.org)")).to_be_visible()
 
@@ -212,6 +148,7 @@ async def test_ant_and_claude_code_are_used_with_a_click_each(tmp_path):
         page = await person.open("/auth/login")
         await page.get_by_role("button", name="Use profile “work”").click()
         await expect(page.get_by_role("heading", name="ant profile work")).to_be_visible()
+        await page.get_by_role("link", name="Sign in or add a key").click()
         await page.get_by_role("button", name="Use Claude Code's login").click()
         await expect(page.locator("#sub-result")).to_have_text("Tick “I understand” first.")
         await expect(page.get_by_label("I understand")).to_be_focused()
@@ -314,6 +251,7 @@ async def test_a_second_sign_in_asks_first_and_replaces_its_own_account_only(tav
     await page.get_by_role("button", name="Finish").click()
     await expect(page.get_by_role("status").filter(has_text="Signed in")).to_be_visible()
 
+    await page.get_by_role("link", name="Sign in or add a key").click()
     await page.get_by_label("I understand").check()
     await page.get_by_role("button", name="Sign in with Claude").click()
     dialog = page.get_by_role("dialog")
@@ -332,25 +270,40 @@ async def test_a_second_sign_in_asks_first_and_replaces_its_own_account_only(tav
     assert len(tavern.accounts.all()) == 1
 
 
-async def test_accounts_are_renewed_woken_switched_on_and_removed(tavern, person):
+async def test_accounts_are_woken_switched_renamed_and_removed(tavern, person):
     first = await tavern.accounts.add_api_key(KEY, "First")
     second = await tavern.accounts.add_api_key(KEY + "x", "Second")
-    tavern.accounts.rest(first.id, FAR, "The spend limit is reached.")
+    tavern.accounts.rest(first.id, time.time() + 3000, "The limit is reached.")
     await tavern.accounts.update(second.id, enabled=False)
-    page = await person.open("/auth/login")
-    card = page.locator(".account").filter(has_text="First")
+    page = await person.open("/accounts")
+    card = page.locator(".account").filter(has_text="…0001")
     await expect(card).to_contain_text("resting")
-    await expect(card.locator("time")).to_contain_text("2100")
+    await expect(card).to_contain_text("in 50 min")
     await card.get_by_role("button", name="Try again now").click()
     await expect(card).to_contain_text("ready")
-    await page.get_by_role("button", name="Switch on").click()
+    await expect(page.locator("#result")).to_have_text("Saved.")
+    await page.get_by_label("In use").nth(1).check()
     await expect(page.locator(".account.ready")).to_have_count(2)
+    await expect(page.get_by_label("In use").nth(1)).to_be_focused()
+    await page.get_by_label("Also pays for client keys").first.uncheck()
+    await expect(page.get_by_label("Also pays for client keys").first).not_to_be_checked()
+    assert [account.shared for account in tavern.accounts.all()] == [False, True]
+
+    await page.get_by_label("Order").first.fill("3")
+    await page.keyboard.press("Tab")
+    await expect(page.locator(".account h2")).to_have_text(["Second", "First"])
+
+    await card.get_by_role("button", name="Rename").click()
+    await expect(page.get_by_role("dialog").get_by_role("textbox")).to_be_focused()
+    await page.keyboard.type("Other name")
+    await page.keyboard.press("Enter")
+    await expect(card).to_contain_text("Other name")
 
     await card.get_by_role("button", name="Remove").click()
     await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert len(tavern.accounts.all()) == 2
     await card.get_by_role("button", name="Remove").click()
-    await expect(page.get_by_role("dialog")).to_contain_text("Remove “First”")
+    await expect(page.get_by_role("dialog")).to_contain_text("Remove “Other name”")
     await page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     await expect(page.locator(".account")).to_have_count(1)
 
@@ -362,6 +315,38 @@ async def test_accounts_are_renewed_woken_switched_on_and_removed(tavern, person
     assert tavern.accounts.all() == ()
 
 
+async def test_a_rest_that_ends_is_seen_without_a_reload(tavern, person):
+    account = await tavern.accounts.add_api_key(KEY, "First")
+    tavern.accounts.rest(account.id, time.time() + 2, "The limit is reached.")
+    page = await person.open("/accounts")
+    await expect(page.locator(".account.ready")).to_be_visible()
+    await expect(page.get_by_text("The limit is reached.")).to_have_count(0)
+
+
+async def test_a_change_that_is_refused_is_taken_back_on_the_page_and_says_why(tavern, person):
+    await tavern.accounts.add_api_key(KEY, "First")
+    page = await person.open("/accounts")
+    await page.get_by_label("Order").fill("5000")
+    await page.keyboard.press("Tab")
+    await expect(page.locator("#result")).to_contain_text("between -1000 and 1000")
+    await expect(page.get_by_label("Order")).to_have_value("0")
+
+
+async def test_another_provider_is_added_with_its_address_by_keyboard_alone(tavern, person):
+    page = await person.open("/accounts")
+    await tab_to(page, "#other-address")
+    await page.keyboard.type("https://provider.example/api")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("Other tavern")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("provider-key-0001")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("status").filter(has_text="Added: Other tavern.")).to_be_visible()
+    await expect(page.locator(".account")).to_contain_text("https://provider.example/api")
+    assert tavern.checked == [("https://provider.example/api", "provider-key-0001")]
+    await expect(page.get_by_label("Key", exact=True)).to_have_value("")
+
+
 async def test_a_renewal_that_fails_tells_why(tavern, person):
     page = await person.open("/auth/login")
     code = await begin(person, page)
@@ -370,9 +355,57 @@ async def test_a_renewal_that_fails_tells_why(tavern, person):
     await expect(page.locator(".account.ready")).to_be_visible()
     tavern.claude.answer = (503, "{}")
     await page.get_by_role("button", name="Renew now").click()
-    await expect(page.locator(".account .result")).to_contain_text("could not be renewed")
-    await page.reload()
+    await expect(page.locator("#result")).to_contain_text("could not be renewed")
     await expect(page.locator(".account")).to_contain_text("Last renewal failed:")
+    await expect(page.get_by_text("Pays for your own chats alone")).to_be_visible()
+    await expect(page.get_by_label("Also pays for client keys")).to_have_count(0)
+
+
+# The keys
+
+
+async def test_a_key_is_made_by_keyboard_alone_and_shown_once(tavern):
+    async with browsing(tavern, permissions=["clipboard-read", "clipboard-write"]) as person:
+        page = await person.open("/keys")
+        await tab_to(page, "#name")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#make-result")).to_have_text("Say first who or what the key is for.")
+        await page.keyboard.type("Robin's tablet")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Copy", exact=True)).to_be_focused()
+        key = await page.locator("#made-key").inner_text()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Copied", exact=True)).to_be_visible()
+        assert await page.evaluate("navigator.clipboard.readText()") == key
+        assert tavern.keys.find(key).name == "Robin's tablet"
+        assert not tavern.keys.find(key).own
+        await expect(page.locator(".key")).to_contain_text("Robin's tablet")
+        await page.get_by_role("button", name="I have copied it").click()
+        assert key not in await page.content()
+        await page.reload()
+        assert key not in await page.content()
+
+
+async def test_a_key_of_the_owners_own_is_renamed_and_taken_back(tavern, person):
+    page = await person.open("/keys")
+    await page.get_by_label("Who or what is it for?").fill("My phone")
+    await page.get_by_label("My own").check()
+    await page.get_by_role("button", name="Make the key").click()
+    key = await page.locator("#made-key").inner_text()
+    assert tavern.keys.find(key).own
+    await expect(page.locator(".key")).to_contain_text("your own")
+    await page.get_by_role("button", name="Rename: My phone").click()
+    await page.get_by_role("dialog").get_by_role("textbox").fill("My tablet")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".key")).to_contain_text("My tablet")
+    await page.get_by_role("button", name="Take back: My tablet").click()
+    await expect(page.get_by_role("dialog")).to_contain_text("stops working at once")
+    await page.keyboard.press("Escape")
+    assert tavern.keys.find(key)
+    await page.get_by_role("button", name="Take back: My tablet").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Take back").click()
+    await expect(page.locator(".key")).to_have_count(0)
+    assert tavern.keys.find(key) is None
 
 
 # The start page
@@ -382,13 +415,13 @@ async def test_the_start_page_is_live(tavern, person):
     await tavern.accounts.add_api_key(KEY, "First")
     page = await person.open("/")
     await expect(page.get_by_text("No turn yet.")).to_be_visible()
-    tavern.receipts = TURNS[:1]
-    row = page.locator("#turn-rows tr")
+    tavern.show(TURNS[:1])
+    row = page.locator(".turns tbody tr")
     await expect(row).to_contain_text("claude-sonnet-5")
     await expect(row).to_contain_text("19,450 in")
     await expect(row).to_contain_text("1.3 ¢")
     await expect(row).to_contain_text("4.9 ¢ saved")
-    tavern.receipts = TURNS
+    tavern.show(TURNS)
     await expect(row).to_have_count(4)
     await expect(row.nth(1)).to_contain_text("lampwright")
     await expect(row.nth(2)).to_contain_text("error 529")
@@ -416,11 +449,22 @@ async def scene_first_visit(tavern):
     return "/auth/login"
 
 
+async def scene_keys(tavern):
+    tavern.keys.make("Robin's tablet")
+    tavern.keys.make("A key with quite a long name, as people give them at times", own=True)
+    return "/keys"
+
+
+async def scene_requests(tavern):
+    tavern.receipts = [replace_id(row, i) for i, row in enumerate(TURNS * 4)]
+    return "/requests"
+
+
 async def scene_accounts(tavern):
     first = await tavern.accounts.add_api_key(KEY, "My Console key")
     second = await tavern.accounts.add_api_key(KEY + "x", "A key with quite a long name, as people give them at times")
     tavern.accounts.rest(second.id, time.time() + 3600, "The spend limit of this month is reached.")
-    return f"/auth/login?joined={first.id}&outcome=added"
+    return f"/accounts?joined={first.id}&outcome=added"
 
 
 async def scene_ready(tavern):
@@ -441,7 +485,7 @@ async def scene_resting(tavern):
     return "/"
 
 
-SCENES = [scene_first_visit, scene_accounts, scene_ready, scene_nobody, scene_resting]
+SCENES = [scene_first_visit, scene_accounts, scene_keys, scene_requests, scene_ready, scene_nobody, scene_resting]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__.removeprefix("scene_"))
@@ -450,44 +494,8 @@ async def test_every_page_fits_a_phone_and_a_desk_by_day_and_by_night(tmp_path, 
     async with running(tmp_path / "data", environ=environ) as tavern, browsing(tavern) as person:
         path = await scene(tavern)
         page = await person.open(path)
-        for width in (375, 1000):
-            await page.set_viewport_size({"width": width, "height": 800})
-            for scheme in ("light", "dark"):
-                await page.emulate_media(color_scheme=scheme)
-                await page.goto(tavern.url + path)
-                if tavern.receipts:
-                    await expect(page.locator("#turn-rows tr")).to_have_count(len(tavern.receipts))
-                assert await page.evaluate("document.documentElement.scrollWidth") <= width
-                assert await page.evaluate(TOO_PALE) == []
-                name = f"{scene.__name__.removeprefix('scene_')}-{scheme}-{width}.png"
-                await page.screenshot(path=pictures / name, full_page=True)
+        await looks_right(page, tavern.url + path, pictures, scene.__name__.removeprefix("scene_"))
         assert person.asked == {tavern.url}
-
-
-# Every text's contrast with what is behind it, by WCAG 2.2 (1.4.3): those under 4.5, or under 3 when large.
-TOO_PALE = """() => {
-  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const color = parts(getComputedStyle(node).backgroundColor);
-      if (color.length === 3 || color[3] > 0) return color;
-    }
-    return [255, 255, 255];
-  };
-  const pale = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
-    if (!own || !node.checkVisibility() || node.closest("[data-words][hidden]")) continue;
-    const style = getComputedStyle(node), a = light(parts(style.color)), b = light(behind(node));
-    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
-    if (contrast < (large ? 3 : 4.5)) pale.push(`${node.textContent.trim()}: ${contrast.toFixed(2)}`);
-  }
-  return pale;
-}"""
 
 
 async def test_the_sign_in_in_progress_and_the_refusals_fit_a_phone(tavern, person, pictures):
@@ -523,7 +531,7 @@ async def test_the_readmes_picture_of_the_sign_in_page(tmp_path, pictures):
 async def test_every_field_and_button_has_a_name_and_every_page_one_heading(tavern, person):
     await tavern.accounts.add_api_key(KEY)
     tavern.receipts = TURNS
-    for path in ("/", "/auth/login"):
+    for path in ("/", "/auth/login", "/accounts", "/keys", "/requests"):
         page = await person.open(path)
         nameless = await page.evaluate(
             """() => [...document.querySelectorAll("button, a, input")].filter(node => !node.closest("dialog")).filter(
@@ -554,7 +562,7 @@ async def test_nothing_in_a_hostile_name_is_run(tavern, person):
     fired = []
     await person.context.expose_function("fired", lambda: fired.append(1))
     page = await person.open("/")
-    await expect(page.locator("#turn-rows tr")).to_contain_text("<img src=x")
+    await expect(page.locator(".turns tbody tr")).to_contain_text("<img src=x")
     await page.get_by_role("button", name=f"Copy: {HOSTILE}").click()
 
     page = await person.open("/auth/login", page)
@@ -563,10 +571,13 @@ async def test_nothing_in_a_hostile_name_is_run(tavern, person):
     await page.get_by_label("API key", exact=True).fill(KEY)
     await page.get_by_role("button", name="Use this key").click()
     await expect(page.locator("#key-result")).to_contain_text("<script>fired()")
-    await page.locator(".account").get_by_role("button", name="Remove").click()
-    await expect(page.get_by_role("dialog")).to_contain_text("<img src=x")
-    await page.keyboard.press("Escape")
-    for address in (f"/auth/login?joined={account.id}&outcome={HOSTILE}", f"/auth/callback?error={HOSTILE}"):
+    tavern.keys.make(HOSTILE)
+    for path, button in (("/accounts", "Remove"), ("/keys", "Take back")):
+        await person.open(path, page)
+        await page.get_by_role("button", name=button).click()
+        await expect(page.get_by_role("dialog")).to_contain_text("<img src=x")
+        await page.keyboard.press("Escape")
+    for address in (f"/accounts?joined={account.id}&outcome={HOSTILE}", f"/auth/callback?error={HOSTILE}"):
         await page.goto(tavern.url + address)
     assert await page.evaluate("document.images.length") == await page.locator("img[src^='/static/']").count()
     assert fired == []

@@ -123,7 +123,7 @@ def told_routes():
     told = set()
     for row in re.findall(r"^\| (.+?) \| .+ \|$", section("Addresses"), re.MULTILINE):
         methods, fresh = [], False
-        for word in re.findall(r"\b(?:GET|POST|PATCH|DELETE)\b|/[\w/{}.-]*", row):
+        for word in re.findall(r"\b(?:GET|POST|PUT|PATCH|DELETE)\b|/[\w/{}.-]*", row):
             if word[0] != "/":
                 methods = [*(methods if fresh else []), word]
                 fresh = True

@@ -185,7 +185,7 @@ def test_beyond_loopback_without_a_key_the_start_is_refused_with_the_remedy(envi
         status, said = run({**environ, "PROXY_HOST": "0.0.0.0", "PROXY_REQUIRE_CLIENT_KEY": required})
         assert status == 1
         assert len(said.splitlines()) == 1
-        assert "make a key on its page" in said
+        assert "make a key on the page Keys" in said
 
 
 def test_a_container_makes_its_first_key_and_asks_for_it(environ, tmp_path):

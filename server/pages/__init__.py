@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from server.guard import expect
-from server.pages import accounts, now, signin
+from server.pages import accounts, books, keys, live, me, now, personas, requests, settings, signin, spending
 from server.pages.page import FINISHING, static
 
 
@@ -34,6 +34,7 @@ def routes() -> list[web.RouteDef]:
         post("/auth/claude-code", signin.claude_code),
         post("/auth/refresh", signin.refresh),
         post("/auth/logout", signin.logout),
+        get("/accounts", accounts.accounts_page),
         get("/api/accounts", accounts.listing),
         post("/api/accounts", accounts.add),
         web.patch("/api/accounts/{id}", accounts.change, expect_handler=expect),
@@ -42,13 +43,23 @@ def routes() -> list[web.RouteDef]:
         post("/api/login-link", accounts.login_link),
         get("/static/{name}", static),
         get("/favicon.ico", static),
+        *books.routes(),
+        *keys.routes(),
+        *live.routes(),
+        *me.routes(),
+        *personas.routes(),
+        *requests.routes(),
+        *settings.routes(),
+        *spending.routes(),
     ]
 
 
 def attach(app: web.Application) -> None:
     """Add the pages to `app`. What they need is set there under the keys of page.py."""
     app[FINISHING] = set()
+    app[live.NEWS] = live.News()
     app.add_routes(routes())
+    app.on_shutdown.append(live.end_with_the_app)
     app.cleanup_ctx.append(finish_sign_ins)
 
 

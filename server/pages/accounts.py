@@ -1,4 +1,4 @@
-"""The owner's API for accounts, and the link that opens the pages."""
+"""The accounts: their page and the owner's API for them; and the link that opens the pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,32 @@ from typing import Any
 
 from aiohttp import web
 
+from server.accounts import rfc3339
 from server.config import url_problem
 from server.errors import ProxyError
-from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, answer, read_object
+from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_object
 
 MAX_NAME = 80
+
+
+async def accounts_page(request: web.Request) -> web.Response:
+    """GET /accounts"""
+    now = time.time()
+    in_order = sorted(
+        request.app[ACCOUNTS].all(), key=lambda account: (account.source == "claude_code", account.priority)
+    )
+    rows = [account.public(now) for account in in_order]
+    for row in rows:  # a limit that has begun anew since says nothing
+        row["limits"] = [one for one in row["limits"] if (one["resets_at"] or "") > (rfc3339(now) or "")]
+    return page(
+        request,
+        "accounts.html",
+        accounts=rows,
+        joined=next((row for row in rows if row["id"] == request.query.get("joined")), None),
+        outcome=request.query.get("outcome", ""),
+        warnings=all_warnings(request.app),
+        nav=True,
+    )
 
 
 async def listing(request: web.Request) -> web.Response:

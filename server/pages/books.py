@@ -37,13 +37,25 @@ async def requests(request: web.Request) -> web.Response:
     text = request.query.get("limit", "100")
     if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
         raise ProxyError(400, "limit: must be a whole number from 1 to 1000.")
-    limit = int(text)
-    rows = request.app[RECEIPTS].newest(limit)
+    return answer({"requests": await newest(request.app, int(text))})
+
+
+async def newest(app: web.Application, limit: int) -> list[dict[str, Any]]:
+    """The rows of the last requests: from memory, and from the books where memory does not reach."""
+    rows = app[RECEIPTS].newest(limit)
     if len(rows) < limit:
         known = {row["id"] for row in rows}
-        older = [row.public() for row in await request.app[BOOKS].requests(limit) if row.id not in known]
+        older = [row.public() for row in await app[BOOKS].requests(limit) if row.id not in known]
         rows = [*rows, *older][:limit]
-    return answer({"requests": rows})
+    return rows
+
+
+async def one_request(app: web.Application, request_id: str) -> dict[str, Any] | None:
+    """The row of one request, from memory or else from the books."""
+    if row := app[RECEIPTS].find(request_id):
+        return row
+    booked = await app[BOOKS].request(request_id)
+    return booked and booked.public()
 
 
 async def usage(request: web.Request) -> web.Response:

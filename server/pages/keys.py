@@ -1,11 +1,11 @@
-"""The owner's API for client keys, and what a key's holder may ask about it."""
+"""The client keys: their page, the owner's API for them, and what a key's holder may ask about it."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from server.accounts import rfc3339
 from server.budget import Budgets, Limits
@@ -15,7 +15,7 @@ from server.errors import ProxyError
 from server.guard import expect
 from server.pages.accounts import account_name
 from server.pages.books import BOOKS, NEVER
-from server.pages.page import answer, read_object
+from server.pages.page import PASSWORD, all_warnings, answer, page, read_object
 from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
@@ -26,6 +26,7 @@ DAYS_TOLD = 31
 
 def routes() -> list[web.RouteDef]:
     return [
+        web.get("/keys", keys_page, allow_head=False, expect_handler=expect),
         web.get("/api/keys", listing, expect_handler=expect),
         web.post("/api/keys", make, expect_handler=expect),
         web.patch("/api/keys/{id}", change, expect_handler=expect),
@@ -34,10 +35,26 @@ def routes() -> list[web.RouteDef]:
     ]
 
 
+async def keys_page(request: web.Request) -> web.Response:
+    """GET /keys"""
+    return page(
+        request,
+        "keys.html",
+        keys=rows_with_use(request.app),
+        me=f"http://{request.headers[hdrs.HOST]}/me",
+        needed=request.app[PASSWORD]().needed,
+        warnings=all_warnings(request.app),
+        nav=True,
+    )
+
+
 async def listing(request: web.Request) -> web.Response:
     """GET /api/keys"""
-    budgets = request.app[BUDGETS]
-    return answer({"keys": [{**row, "used": budgets.used(row["id"])} for row in request.app[KEYS].rows()]})
+    return answer({"keys": rows_with_use(request.app)})
+
+
+def rows_with_use(app: web.Application) -> list[dict[str, Any]]:
+    return [{**row, "used": app[BUDGETS].used(row["id"])} for row in app[KEYS].rows()]
 
 
 async def make(request: web.Request) -> web.Response:
@@ -75,27 +92,29 @@ async def revoke(request: web.Request) -> web.Response:
 
 async def me(request: web.Request) -> web.Response:
     """GET /api/me, with a client key: what it may use, what it has used, what is left."""
-    client = holder(request)
-    limits, used, now = client.limits, request.app[BUDGETS].used(client.key_id), time.time()
+    return answer(await about(request.app, holder(request)))
+
+
+async def about(app: web.Application, client: Client) -> dict[str, Any]:
+    """What the holder of a key may know of it."""
+    limits, used, now = client.limits, app[BUDGETS].used(client.key_id), time.time()
     left = {
         "usd_today": what_is_left(limits.usd_per_day, used["usd_today"]),
         "usd_this_month": what_is_left(limits.usd_per_month, used["usd_this_month"]),
         "tokens_today": what_is_left(limits.tokens_per_day, used["tokens_today"]),
     }
     month = begins(day_of(now)) - (DAYS_TOLD - 1) * 86_400
-    days = await request.app[BOOKS].usage(month, NEVER, "day", key_id=client.key_id)
-    return answer(
-        {
-            "name": client.name,
-            "limits": limits.public(),
-            "models": list(client.models),
-            "personas": list(client.personas),
-            "used": used,
-            "left": left,
-            "resets": {"day": rfc3339(next_day(now)), "month": rfc3339(next_month(now))},
-            "days": days,
-        }
-    )
+    days = await app[BOOKS].usage(month, NEVER, "day", key_id=client.key_id)
+    return {
+        "name": client.name,
+        "limits": limits.public(),
+        "models": list(client.models),
+        "personas": list(client.personas),
+        "used": used,
+        "left": left,
+        "resets": {"day": rfc3339(next_day(now)), "month": rfc3339(next_month(now))},
+        "days": days,
+    }
 
 
 def holder(request: web.Request) -> Client:

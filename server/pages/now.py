@@ -8,7 +8,9 @@ from aiohttp import hdrs, web
 
 from server.accounts import Account, choose
 from server.errors import ProxyError
+from server.pages.books import newest
 from server.pages.page import ACCOUNTS, PASSWORD, PERSONAS, all_warnings, page
+from server.pages.requests import turn
 
 
 async def start_page(request: web.Request) -> web.Response:
@@ -24,6 +26,7 @@ async def start_page(request: web.Request) -> web.Response:
         anybody=bool(accounts),
         address=f"http://{request.headers[hdrs.HOST]}/v1",
         password=request.app[PASSWORD](),
+        turns=[turn(receipt) for receipt in await newest(request.app, 10)],
         personas=list(request.app[PERSONAS]()),
         warnings=all_warnings(request.app),
         nav=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,9 @@ from server.accounts import Accounts
 from server.config import Config
 from server.errors import ProxyError
 from server.owner import ASK_THE_OWNER, Owner
+from server.pages import figures
 from server.pages.words import WORDS
-from server.presets import Persona
+from server.presets import Persona, Personas
 from server.request import read_json
 from server.signin import SignIn
 
@@ -45,10 +46,19 @@ CONFIG = web.AppKey("config", Config)
 PORT = web.AppKey("port", int)
 PASSWORD = web.AppKey[Callable[[], Password]]("password")
 PERSONAS = web.AppKey[Callable[[], Iterable[Persona]]]("personas")
+PRESETS = web.AppKey("presets", Personas)
 WARNINGS = web.AppKey[Callable[[], Iterable[str]]]("warnings")
+# Where settings come from: config.txt, .env, the environment.
+PLACES = web.AppKey[tuple[Path, Path, Mapping[str, str]]]("places")
+# Looks at everything that usually goes wrong. Blocks: for a thread.
+EXAMINE = web.AppKey[Callable[[], Iterable[Any]]]("examine")
 # Tries an API key at a base URL: "ok", "refused: its words" or "unknown: why it could not be tried".
 CHECK_KEY = web.AppKey[Callable[[str, str], Awaitable[str]]]("check_key")
 FINISHING = web.AppKey[set[asyncio.Task[Any]]]("finishing")
+
+# The rooms of the dashboard in the order of the navigation; behind “More” those that are visited now and then.
+ROOMS = {"/": "now", "/requests": "requests", "/spending": "spending", "/accounts": "accounts", "/keys": "keys"}
+MORE_ROOMS = {"/chats": "chats", "/personas": "personas", "/settings": "settings", "/doctor": "doctor"}
 
 SAFE = {
     hdrs.CACHE_CONTROL: "no-store",
@@ -75,6 +85,13 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         globals={"w": WORDS, "version": __version__, "static": static_address},
+        filters={
+            "money": figures.money,
+            "number": figures.number,
+            "part": figures.part,
+            "share": figures.share,
+            "span": figures.span,
+        },
     )
 
 
@@ -102,7 +119,19 @@ async def static(request: web.Request) -> web.Response:
 
 def page(request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
     """A rendered page. Everything put into it is escaped."""
-    shown = {"practice": request.app[CONFIG].practice, "warnings": (), "here": request.path, "nav": False, **values}
+    words = WORDS["page"]
+    room = "/" + request.path.split("/")[1]
+    shown = {
+        "practice": request.app[CONFIG].practice,
+        "warnings": (),
+        "here": request.path,
+        "nav": False,
+        "room": room,
+        "rooms": [(path, words[name]) for path, name in ROOMS.items()],
+        "more_rooms": [(path, words[name]) for path, name in MORE_ROOMS.items()],
+        "more_here": words[MORE_ROOMS[room]] if room in MORE_ROOMS else "",
+        **values,
+    }
     return web.Response(
         status=status,
         text=templates().render_template(template, **shown),

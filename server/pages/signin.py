@@ -61,8 +61,9 @@ async def login(request: web.Request) -> web.Response:
         request,
         "signin.html",
         accounts=rows,
-        joined=next((row for row in rows if row["id"] == request.query.get("joined")), None),
-        outcome=request.query.get("outcome", ""),
+        subscriptions=", ".join(
+            row["name"] for row in rows if row["kind"] == "subscription" and row["source"] == "own"
+        ),
         ant_profiles=[profile for profile in await asyncio.to_thread(accounts.ant_profiles) if not profile.used],
         claude_code=claude_code_offered(request.app, rows),
         lands_here=lands_here(request.app[CONFIG].oauth_redirect_uri),
@@ -109,7 +110,7 @@ async def callback(request: web.Request) -> web.Response:
     except ProxyError as error:
         return page(request, "callback_failed.html", status=error.status, message=error.message)
     message = words[outcome].format(name=account.name)
-    response = moving_page(request, words["signed_in"], message, f"/auth/login?joined={account.id}&outcome={outcome}")
+    response = moving_page(request, words["signed_in"], message, f"/accounts?joined={account.id}&outcome={outcome}")
     response.del_cookie(attempt_cookie(request.app[PORT]), path="/auth/callback")
     return response
 

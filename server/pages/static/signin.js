@@ -1,71 +1,14 @@
-// The sign-in page: each way to sign in, and the buttons of the accounts there are.
+// The sign-in page: each way to sign in.
 
-import { ask, fill, tell } from "./page.js";
+import { ask, busy, byId, confirmed, fill, tell } from "./page.js";
 
 const words = JSON.parse(document.getElementById("words").dataset.words);
-const byId = (id) => document.getElementById(id);
 const ATTEMPT = "tavern-attempt", ATTEMPT_MS = 600_000;
-
-/** Do something that takes a moment: its button rests, its region tells how it went. */
-async function busy(button, region, work) {
-  button.disabled = true;
-  tell(region, words.waiting);
-  try {
-    await work();
-  } catch (error) {
-    tell(region, error.message, true);
-  } finally {
-    button.disabled = false;
-  }
-}
-
-/** A question with two buttons; true for yes. */
-function confirmed(question, yes) {
-  const dialog = byId("ask");
-  byId("ask-text").textContent = question;
-  byId("ask-yes").textContent = yes;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  byId("ask-no").focus();
-  return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
-}
 
 function joined({ account, outcome }) {
   sessionStorage.removeItem(ATTEMPT);
-  location.assign(`/auth/login?joined=${encodeURIComponent(account.id)}&outcome=${encodeURIComponent(outcome)}`);
+  location.assign(`/accounts?joined=${encodeURIComponent(account.id)}&outcome=${encodeURIComponent(outcome)}`);
 }
-
-// The accounts there are.
-
-for (const card of document.querySelectorAll(".account")) {
-  const { id, name, source } = card.dataset;
-  const region = card.querySelector(".result");
-  const acts = {
-    wake: () => ask("POST", `/api/accounts/${id}/wake`, {}),
-    switch_on: () => ask("PATCH", `/api/accounts/${id}`, { enabled: true }),
-    refresh: () => ask("POST", "/auth/refresh", { id }),
-    remove: () => ask("DELETE", `/api/accounts/${id}`),
-  };
-  for (const button of card.querySelectorAll("button[data-do]")) {
-    button.addEventListener("click", async () => {
-      const act = button.dataset.do;
-      const question = source === "claude_code" ? words.remove_claude_code_ask : words.remove_ask;
-      if (act === "remove" && !(await confirmed(fill(question, { name }), button.textContent))) return;
-      await busy(button, region, async () => {
-        await acts[act]();
-        location.assign("/auth/login");
-      });
-    });
-  }
-}
-
-byId("sign-out")?.addEventListener("click", async (event) => {
-  if (!(await confirmed(words.sign_out_ask, event.target.textContent))) return;
-  await busy(event.target, byId("accounts-result"), async () => {
-    await ask("POST", "/auth/logout", {});
-    location.assign("/auth/login");
-  });
-});
 
 // An API key.
 
@@ -113,9 +56,8 @@ function showAttempt({ authorize_url: address }) {
 
 byId("start").addEventListener("click", async (event) => {
   if (!understood()) return;
-  const known = [...document.querySelectorAll('.account[data-kind="subscription"][data-source="own"]')];
-  const name = known.map((card) => card.dataset.name).join(", ");
-  if (known.length && !(await confirmed(fill(words.sub_again_ask, { name }), words.sub_again_go))) return;
+  const name = box.dataset.signedIn;
+  if (name && !(await confirmed(fill(words.sub_again_ask, { name }), words.sub_again_go))) return;
   await busy(event.target, region, async () => {
     const attempt = await ask("POST", "/auth/start", { understood: true });
     sessionStorage.setItem(ATTEMPT, JSON.stringify({ ...attempt, until: Date.now() + ATTEMPT_MS }));
@@ -168,7 +110,7 @@ async function waitForCallback() {
     try {
       if (!byId("code").value && (await state()) !== before) {
         sessionStorage.removeItem(ATTEMPT);
-        location.assign("/auth/login");
+        location.assign("/accounts");
         return;
       }
     } catch {
@@ -185,4 +127,3 @@ if (attempt && attempt.until > Date.now()) {
   showAttempt(attempt);
   if (box.dataset.landsHere === "yes") waitForCallback();
 }
-byId("joined")?.focus();

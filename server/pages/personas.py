@@ -1,0 +1,99 @@
+"""The personas: see, write, try; and what is wrong with a damaged file."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+
+from server.errors import ProxyError
+from server.guard import expect
+from server.pages.page import PRESETS, all_warnings, answer, page
+from server.presets import LARGEST, TEXTS, Persona, PersonaError, read_persona
+
+
+def routes() -> list[web.RouteDef]:
+    def get(path: str, handler: Any) -> web.RouteDef:
+        return web.get(path, handler, allow_head=False, expect_handler=expect)
+
+    return [
+        get("/personas", personas_page),
+        get("/personas/{name}", persona_page),
+        get("/new-persona", new_page),
+        web.post("/api/personas/{name}", save, expect_handler=expect),
+        web.put("/api/personas/{name}", save, expect_handler=expect),
+        web.delete("/api/personas/{name}", remove, expect_handler=expect),
+    ]
+
+
+async def personas_page(request: web.Request) -> web.Response:
+    """GET /personas"""
+    presets = request.app[PRESETS]
+    return page(
+        request,
+        "personas.html",
+        personas=presets.all(),
+        problems=sorted(presets.problems.items()),
+        address=f"http://{request.headers[hdrs.HOST]}/v1",
+        warnings=all_warnings(request.app),
+        nav=True,
+    )
+
+
+async def persona_page(request: web.Request) -> web.Response:
+    """GET /personas/{name}: the form; for a damaged file its text."""
+    presets, name = request.app[PRESETS], request.match_info["name"]
+    presets.look_again()
+    text = await asyncio.to_thread(presets.text, name)
+    if not text:
+        raise ProxyError(404, "There is no persona of this name, or its file is empty.")
+    try:
+        return form(request, read_persona(name, text))
+    except PersonaError as error:
+        return form(request, Persona(name), damaged=text, problem=str(error))
+
+
+async def new_page(request: web.Request) -> web.Response:
+    """GET /new-persona"""
+    return form(request, Persona(""))
+
+
+def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: str = "") -> web.Response:
+    settings = orjson.dumps(dict(persona.settings), option=orjson.OPT_INDENT_2).decode() if persona.settings else ""
+    return page(
+        request,
+        "persona.html",
+        persona=persona,
+        fields=TEXTS,
+        settings=settings,
+        damaged=damaged,
+        problem=problem,
+        room="/personas",
+        warnings=all_warnings(request.app),
+        nav=True,
+    )
+
+
+async def save(request: web.Request) -> web.Response:
+    """PUT /api/personas/{name}, or POST for one that must be new: the body is the file's text."""
+    presets, name = request.app[PRESETS], request.match_info["name"]
+    presets.look_again()
+    if request.method == "POST" and presets.path(name).exists():
+        raise ProxyError(409, f"There is a persona “{name}” already. Choose another name, or change that one.")
+    raw = await request.read()
+    if len(raw) > LARGEST:
+        raise ProxyError(413, "The persona is larger than 1 MB. Shorten its texts.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ProxyError(400, "The persona is not UTF-8 text.") from None
+    persona = await asyncio.to_thread(presets.save, name, text)
+    return answer({"name": persona.name, "title": persona.title})
+
+
+async def remove(request: web.Request) -> web.Response:
+    """DELETE /api/personas/{name}"""
+    await asyncio.to_thread(request.app[PRESETS].remove, request.match_info["name"])
+    return web.Response(status=204)

@@ -1,0 +1,96 @@
+"""What a start needs before anything is built: sockets, the data folder, and the sentences that refuse it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from server.browser import other_proxy
+from server.config import Config
+from server.files import private_folder
+from server.oauth import OAuthSettings
+
+BACKLOG = 512
+
+
+class StartRefused(Exception):
+    """The proxy may not start like this: one sentence with the remedy."""
+
+
+class CannotListen(Exception):
+    """No socket for the address of the settings: one sentence with the remedy."""
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets for `host`; for a blank one this computer by both families, since “localhost” may mean either.
+    Raises CannotListen."""
+    if host:
+        return [bound(host, port)]
+    first = bound("127.0.0.1", port)
+    try:
+        return [first, bound("::1", first.getsockname()[1])]
+    except CannotListen:
+        return [first]  # no IPv6 here, or somebody else's port there
+
+
+def bound(host: str, port: int) -> socket.socket:
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        made = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        raise CannotListen(
+            f"host={host} is no address of this computer. Leave host blank for this computer only."
+        ) from None
+    try:
+        if os.name == "posix":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise CannotListen(why_not(host, port, error)) from None
+    made.setblocking(False)
+    return made
+
+
+def why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        other = (
+            " by another Tavern Proxy: use that one, or stop it first" if other_proxy(port) else " by another program"
+        )
+        return f"Port {port} at {host} is taken{other}. To use another port, set port=… in server/config.txt."
+    if error.errno == errno.EACCES:
+        return f"Port {port} is reserved by the system. Choose one above 1023: port=… in server/config.txt."
+    return f"host={host} is no address of this computer. Leave host blank for this computer only."
+
+
+def prepare_folder(data_dir: Path) -> list[str]:
+    """Make the data folder, for its owner alone. The warnings about it; raises StartRefused where it cannot be used."""
+    try:
+        warnings = private_folder(data_dir)
+        if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+    except OSError as error:
+        remedy = (
+            f"sudo chown -R {os.getuid()}:{os.getgid()} “{data_dir}”" if hasattr(os, "getuid") else "another data_dir"
+        )
+        raise StartRefused(
+            f"The data folder {data_dir} cannot be used ({(error.strerror or 'failed').lower()}). "
+            f"Give it to the user who runs the proxy ({remedy}), or set data_dir in server/config.txt."
+        ) from None
+    return warnings
+
+
+def oauth_settings(config: Config) -> OAuthSettings:
+    """Where the subscription sign-in happens."""
+    return OAuthSettings(
+        config.oauth_authorize_url,
+        config.oauth_token_url,
+        config.oauth_redirect_uri,
+        config.oauth_client_id,
+        config.oauth_scopes,
+    )
