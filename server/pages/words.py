@@ -240,7 +240,7 @@ WORDS: dict[str, dict[str, str]] = {
         "made": "The key for {name}. Copy it now: it is shown this once.",
         "done": "I have copied it",
         "mine": "your own",
-        "begins": "begins with",
+        "ends": "ends with",
         "made_at": "Made",
         "used_at": "Last used",
         "never_used": "never",
