@@ -373,7 +373,8 @@ async def test_a_key_is_made_by_keyboard_alone_and_shown_once(tavern):
         await page.keyboard.type("Robin's tablet")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Copy", exact=True)).to_be_focused()
-        key = await page.locator("#made-key").inner_text()
+        await expect(page.locator("#made-key")).to_contain_text("tavern-")
+    key = await page.locator("#made-key").inner_text()
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Copied", exact=True)).to_be_visible()
         assert await page.evaluate("navigator.clipboard.readText()") == key
@@ -391,6 +392,7 @@ async def test_a_key_of_the_owners_own_is_renamed_and_taken_back(tavern, person)
     await page.get_by_label("Who or what is it for?").fill("My phone")
     await page.get_by_label("My own").check()
     await page.get_by_role("button", name="Make the key").click()
+    await expect(page.locator("#made-key")).to_contain_text("tavern-")
     key = await page.locator("#made-key").inner_text()
     assert tavern.keys.find(key).own
     await expect(page.locator(".key")).to_contain_text("your own")
