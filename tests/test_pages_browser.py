@@ -373,8 +373,8 @@ async def test_a_key_is_made_by_keyboard_alone_and_shown_once(tavern):
         await page.keyboard.type("Robin's tablet")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Copy", exact=True)).to_be_focused()
-    await expect(page.locator("#made-key")).to_contain_text("tavern-")
-    key = await page.locator("#made-key").inner_text()
+        await expect(page.locator("#made-key")).to_contain_text("tavern-")
+        key = await page.locator("#made-key").inner_text()
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("button", name="Copied", exact=True)).to_be_visible()
         assert await page.evaluate("navigator.clipboard.readText()") == key
