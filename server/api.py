@@ -37,6 +37,7 @@ MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
 LIST_SECONDS = 5.0  # patience for the live list of models
 STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly (asyncio waits from 64 KiB on)
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
+MODEL_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 # What a stored credential is never used for: these speak of the account, not of a chat.
 PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
 
@@ -65,8 +66,8 @@ def find_door(path: str, query: str = "") -> Door | None:
         swallowed := re.fullmatch(r"persona=([A-Za-z0-9_-]{1,64})/(messages(?:/count_tokens)?)", query)
     ):
         parts = ["v1", swallowed[1], *swallowed[2].split("/")]
-    versioned = parts[:1] == ["v1"]
-    parts = parts[1:] if versioned else parts
+    versioned = "v1" in parts[:2]
+    parts = [part for i, part in enumerate(parts) if part != "v1" or i > 2]  # clients that add /v1 by themselves
     rest = list(parts)
     counting = rest[-1:] == ["count_tokens"]
     if counting:
@@ -79,7 +80,7 @@ def find_door(path: str, query: str = "") -> Door | None:
     if parts == ["models"] or (len(parts) == 2 and parts[1] == "models" and NAME.fullmatch(parts[0])):
         return Door("models", persona=parts[0] if len(parts) == 2 else "")
     if len(parts) == 2 and parts[0] == "models":
-        return Door("models", model=parts[1])
+        return Door("models", model=parts[1]) if MODEL_ID.fullmatch(parts[1]) else None
     return Door("other") if versioned and parts else None
 
 
@@ -229,6 +230,7 @@ class Doors:
             self._busy -= 1
             if not self._busy:
                 self._quiet.set()
+            receipt.status, receipt.ended = receipt.status or 500, receipt.ended or "error"
             receipt.duration_ms = round((time.monotonic() - begun) * 1000)
             if hold is None:  # no key, or too many requests of one
                 self._receipts.add_stranger(receipt)

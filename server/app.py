@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
@@ -41,7 +42,7 @@ from server.pages import page
 from server.practice.app import create_practice
 from server.presets import Personas
 from server.relay import Relay
-from server.rewrite import Options
+from server.rewrite import BESIDE, STEPS, Options, step_name
 from server.signin import SignIn
 from server.trace import TraceRecorder
 from server.upstream import Patience, Upstream, UpstreamFailed
@@ -80,9 +81,16 @@ def build(
     warnings = prepare_folder(data_dir)
     models = Models.load()
     books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
-    keys = ClientKeys(data_dir, clock=clock)
+    try:
+        keys = ClientKeys(data_dir, clock=clock)
+    except (sqlite3.OperationalError, OSError) as error:
+        books.close()
+        raise StartRefused(
+            f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
+            "open, or set data_dir in server/config.txt."
+        ) from None
     first_key = keys.first_key(make=config.make_first_key)
-    if refusal := open_doors(config, keys):
+    if refusal := open_doors(config, keys) or unknown_steps(config):
         keys.close()
         books.close()
         raise refusal
@@ -106,7 +114,7 @@ def build(
     live, lessons = Live(models, clock=clock), Lessons(data_dir, models, clock=clock)
     journal = Journal(data_dir / "state.sqlite", now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
-    planner = CachePlanner(memory) if config.cache_planner else None
+    planner = CachePlanner(memory) if plans_cache(config) else None
     upstream = Upstream(patience)
     relay = Relay(
         accounts,
@@ -205,9 +213,22 @@ def step_options(config: Config) -> Options:
     """The settings of the rewrite steps. Where the planner places the marks, it also takes out the front end's: the
     steps that mend those would only add lines to receipts."""
     given = {field.name: getattr(config, field.name) for field in fields(Options)}
-    if config.cache_planner:
+    if plans_cache(config):
         given["skip_steps"] = (*config.skip_steps, "strip_ttl", "fit_marks")
     return Options(**given)
+
+
+def plans_cache(config: Config) -> bool:
+    return config.cache_planner and "plan_cache" not in config.skip_steps
+
+
+def unknown_steps(config: Config) -> StartRefused | None:
+    """A misspelt step would stay on silently."""
+    known = {*map(step_name, STEPS), *BESIDE}
+    unknown = [name for name in config.skip_steps if name not in known]
+    if not unknown:
+        return None
+    return StartRefused(f"skip_steps: there is no step “{unknown[0]}”. The steps are {', '.join(sorted(known))}.")
 
 
 def oauth_settings(config: Config) -> OAuthSettings:
@@ -261,7 +282,7 @@ def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
         return None
     return StartRefused(
         f"host={config.host} would open the proxy to your network, but there is no client key yet. "
-        "Start it once with host left blank, make a key on the start page, then set host again."
+        "Start it once with host left blank, make a key on its page (Keys), then set host again."
     )
 
 

@@ -6,7 +6,6 @@ Kept in data_dir/state.sqlite over restarts: digests keyed with a local secret, 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import sqlite3
 import threading
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.models import Model
-from server.prefix import DIGEST, Entry, Place, Prompt, chained
+from server.prefix import DIGEST, Digests, Entry, Place, Prompt, chained, keyed
 from server.rewrite.cache_plan import LOOKAHEAD, Held, Lifetime, Seen, Terms
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window
@@ -110,6 +109,7 @@ class CacheMemory:
 
     def __init__(self, secret: bytes, journal: Journal | None = None) -> None:
         self.secret = hashlib.blake2b(secret, digest_size=32, person=b"prompt cache").digest()
+        self.digests = Digests(self.secret)
         self._journal = journal
         self._entries: dict[Entry, Kept] = {}
         self._requests: deque[Request] = deque(maxlen=REQUESTS)
@@ -129,7 +129,7 @@ class CacheMemory:
 
     def related(self, prompt: Prompt) -> tuple[Request, ...]:
         """The last requests of the same chat, oldest first; whoever paid, whatever the model."""
-        found = (request for request in reversed(self._requests) if prompt.likeness(request.prompt) >= SAME_CHAT)
+        found = (request for request in reversed(self._requests) if prompt.resembles(request.prompt, SAME_CHAT))
         return tuple(islice(found, RELATED))[::-1]
 
     def upstream(self, name: str) -> Upstream:
@@ -215,7 +215,7 @@ class CacheMemory:
         self._save(facts={f"{kind} {number}": asdict(value)})
 
     def _name(self, upstream: str) -> str:
-        return hmac.digest(self.secret, upstream.encode(), "sha256")[:DIGEST].hex()
+        return keyed(self.secret, upstream.encode()).hex()
 
     # ---------------------------------------------------------------------------------------------------------- keeping
 
@@ -265,7 +265,7 @@ class Journal:
     cost more than all the rest of the request.
     """
 
-    VERSION = 1
+    VERSION = 2
     TABLES = (
         "cache_entries (seal BLOB, chain BLOB, lifetime TEXT, until REAL, since REAL, tokens INTEGER,"
         " PRIMARY KEY (seal, chain)) WITHOUT ROWID",
@@ -328,7 +328,7 @@ class Journal:
 
     def _read(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
         """Rows of another secret or version, or that make no sense, are deleted."""
-        ours = {"version": self.VERSION, "key": hmac.digest(secret, b"cache memory", "sha256").hex()[:16]}
+        ours = {"version": self.VERSION, "key": keyed(secret, b"cache memory").hex()[:16]}
         try:
             db = self._connect()
             try:

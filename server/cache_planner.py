@@ -22,7 +22,7 @@ from server.rewrite.cache_plan import (
     Terms,
     forecast,
     plan_marks,
-    tokens_of,
+    tokens_at,
 )
 from server.rewrite.content import as_blocks, plural
 from server.usage import token_counts
@@ -107,11 +107,11 @@ def draft(
     helps: Helps = NO_HELPS,
 ) -> tuple[ChatRequest, Plan]:
     """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run."""
-    removed = marks_in(request.body)
+    removed = marks_in(request.body) if request.is_marked else 0
     bare = replace(request, body=without_marks(request.body)) if removed else request
 
     def read(helped: ChatRequest) -> tuple[Prompt, dict[int, Kept], dict[int, Held]]:
-        prompt = read_prompt(helped.body, model, "\n".join(scope), memory.secret)
+        prompt = read_prompt(helped.body, model, "\n".join(scope), memory.digests)
         known = memory.known(prompt)
         return prompt, known, alive(known, now)
 
@@ -123,7 +123,7 @@ def draft(
     terms = memory.terms(scope, model, ttl_allowed, now)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
-    marks = {} if off else plan_marks(prompt, live, [one.seen() for one in related], terms)
+    marks = {} if off else plan_marks(prompt, live, map(Request.seen, related), terms)
     dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in known.items() if i not in live]
     last = related[-1].prompt if related else prompt
     agreed = prompt.shared(last)
@@ -362,10 +362,9 @@ class Counts:
 
 def believed(plan: Plan, started_at: float, began_at: float) -> dict[int, Kept | None]:
     """What a request does to the entries if everything is as we believe: for upstreams that report nothing."""
-    tokens = tokens_of(plan.prompt, plan.terms)
     changed: dict[int, Kept | None] = {}
     for i, lifetime in plan.marks.items():
-        if i > plan.hit and tokens[i] >= plan.terms.minimum:
+        if i > plan.hit and tokens_at(plan.prompt, i, plan.terms) >= plan.terms.minimum:
             changed[i] = Kept(lifetime, started_at + SECONDS[lifetime], began_at)
     return changed | renewed(plan, plan.hit, started_at)
 

@@ -24,8 +24,7 @@ from server.models import Models
 log = logging.getLogger(__name__)
 
 PREFIX = "tavern-"
-SHOWN = len(PREFIX) + 6  # characters that stay readable, to find a key and to tell keys apart
-MAY_USE = ("limits", "models", "personas")  # columns with JSON
+BEGINNING = len(PREFIX) + 6  # characters by which a key is looked up
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,13 @@ class ClientKeys:
     def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._first_key_file = data_dir / "first_client_key"
-        self._any = False
+        self._any, self._asked = True, (-1, 0)
         path = data_dir / "state.sqlite"
         self.warnings: list[str] = []
         try:
             self._db = self._open(path)
+        except sqlite3.OperationalError:
+            raise  # full, locked or not ours to write: nothing is wrong with what is in it
         except sqlite3.DatabaseError as error:
             aside = set_aside_database(path, clock())
             self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
@@ -101,18 +102,20 @@ class ClientKeys:
 
     def _open(self, path: Path) -> sqlite3.Connection:
         path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=0.5, isolation_level=None)  # whoever waits for it holds up everybody
+        database = sqlite3.connect(path, timeout=10, isolation_level=None)
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute(
-                "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, shown TEXT NOT NULL,"
-                " digest BLOB NOT NULL, created_at REAL NOT NULL, last_used_at REAL, own INTEGER NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL,"
+                " beginning TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,"
+                " last_used_at REAL, own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL,"
+                " personas TEXT NOT NULL)"
             )
-            database.execute("CREATE INDEX IF NOT EXISTS client_keys_shown ON client_keys (shown)")
-            there = {row[1] for row in database.execute("PRAGMA table_info(client_keys)")}
-            for column in MAY_USE:
-                if column not in there:
-                    database.execute(f"ALTER TABLE client_keys ADD COLUMN {column} TEXT NOT NULL DEFAULT 'null'")
+            database.execute("CREATE INDEX IF NOT EXISTS client_keys_beginning ON client_keys (beginning)")
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            database.execute("PRAGMA busy_timeout=500")  # from now on whoever waits for it holds up every request
         except sqlite3.DatabaseError:
             database.close()
             raise
@@ -139,12 +142,19 @@ class ClientKeys:
         return key
 
     def any(self) -> bool:
-        """Whether there is a key; what was known last while the database cannot be read."""
+        """Whether there is a key; yes while the database cannot be read, so that in doubt one is asked for.
+
+        Each request asks, so the answer holds for a second, or until this process changes something.
+        """
         try:
-            self._any = self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+            asked = self._db.total_changes, int(time.monotonic())
+            if asked != self._asked:
+                self._any = self._db.execute("SELECT 1 FROM client_keys LIMIT 1").fetchone() is not None
+                self._asked = asked
+            return self._any
         except sqlite3.Error as error:
             log.warning("The client keys cannot be read: %s", error)
-        return self._any
+            return True
 
     def make(
         self,
@@ -158,23 +168,25 @@ class ClientKeys:
         """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends."""
         key, key_id = PREFIX + secrets.token_urlsafe(32), f"key_{secrets.token_hex(6)}"
         self._db.execute(
-            "INSERT INTO client_keys (id, name, shown, digest, created_at, own, limits, models, personas)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key_id, name, key[:SHOWN], digest(key), self._clock(), own, *as_json(limits, models, personas)),
+            "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?)",
+            (
+                *(key_id, name, key[:BEGINNING], key[-4:], digest(key), self._clock(), own),
+                *as_json(limits, models, personas),
+            ),
         )
         return self.row(key_id), key
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of GET /api/keys, oldest first."""
         found = self._db.execute(
-            "SELECT id, name, own, limits, models, personas, shown, created_at, last_used_at"
+            "SELECT id, name, own, limits, models, personas, ends_with, created_at, last_used_at"
             " FROM client_keys ORDER BY created_at"
         ).fetchall()
         return [
             {
                 "id": client.key_id,
                 "name": client.name,
-                "shown": f"{shown}…",
+                "ends_with": ends_with,
                 "created_at": rfc3339(made),
                 "last_used_at": rfc3339(used),
                 "own": client.own,
@@ -182,7 +194,7 @@ class ClientKeys:
                 "models": list(client.models),
                 "personas": list(client.personas),
             }
-            for *who, shown, made, used in found
+            for *who, ends_with, made, used in found
             for client in [as_client(*who)]
         ]
 
@@ -215,8 +227,9 @@ class ClientKeys:
             return None
         try:
             rows = self._db.execute(
-                "SELECT id, name, own, limits, models, personas, digest, last_used_at FROM client_keys WHERE shown = ?",
-                (secret[:SHOWN],),
+                "SELECT id, name, own, limits, models, personas, digest, last_used_at"
+                " FROM client_keys WHERE beginning = ?",
+                (secret[:BEGINNING],),
             ).fetchall()
         except sqlite3.Error as error:
             raise ProxyError(503, f"The client keys cannot be read just now ({error}). Try again.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from io import StringIO
@@ -152,7 +153,7 @@ class Config:
         def refuse(key: str, why: str) -> None:
             raise ConfigError(f"{places.get(key, 'default')}: {key} {why}. Correct it or delete the line.")
 
-        if not 0 <= self.port <= 65535:
+        if not 0 < self.port <= 65535:
             refuse("port", "must be between 1 and 65535")
         if self.cache_keepalive_pings < 0:
             refuse("cache_keepalive_pings", "cannot be negative")
@@ -182,13 +183,36 @@ def url_problem(url: str) -> str:
         return "is not a web address"
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         return "is not a web address; it must begin with https://"
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in url or "#" in url:
         return "must be a plain address without user name, ? or #"
     if parts.scheme == "http" and not is_loopback(host):
         return "must begin with https:// (http:// is for this computer only)"
-    if host.startswith(("169.254.", "fe80:")) or host in ("metadata.google.internal", "fd00:ec2::254"):
+    if is_odd_number(host):
+        return "is a number in an unusual form; write it as four numbers with dots"
+    if host.rstrip(".") == "metadata.google.internal" or is_link_local(host):
         return "is a link-local address, where no API lives"
     return ""
+
+
+def is_odd_number(host: str) -> bool:
+    """Whether the system would take this for an IPv4 address although it is not written as four decimal numbers:
+    2852039166, 0xa9fea9fe, 0251.0376.0251.0376."""
+    parts = host.rstrip(".").split(".")
+    return all(re.fullmatch(r"0x[0-9a-f]*|\d+", part) for part in parts) and not (
+        len(parts) == 4 and all(part.isdigit() and part == str(int(part)) for part in parts)
+    )
+
+
+def is_link_local(host: str) -> bool:
+    """Whether this is an address of the own wire only, or one under which clouds hand out credentials."""
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0].rstrip("."))
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_link_local or address == ipaddress.ip_address("fd00:ec2::254")
 
 
 def is_loopback(host: str) -> bool:

@@ -23,6 +23,7 @@ class Refusal:
     code: str
     headers: Mapping[str, str]
     kind: str = "api_key"  # who paid
+    guest: bool = False  # with a key that the request itself brought
 
     def says(self, *words: str) -> bool:
         low = self.message.lower()
@@ -54,6 +55,10 @@ def remedy(refusal: Refusal, now: float) -> str:
             "Your spend limit is reached: raise it in the Anthropic Console under Limits, or wait for its next month."
         )
     match refusal.status:
+        case 401 if refusal.guest:
+            return (
+                "That is the key in your front end's password field: correct it there, or put “anything” in its place."
+            )
         case 401 if refusal.kind == "api_key":
             return "The API key was refused: check it in the Console and paste it again on the proxy's sign-in page."
         case 401:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +19,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDictProxy
 
 from server.errors import ProxyError
+from server.logs import frames
 from server.owner import Owner
 
 log = logging.getLogger(__name__)
@@ -264,12 +264,6 @@ def translated(error: web.HTTPException) -> ProxyError:
     }
     message = words.get(error.status, f"The request was refused: {error.reason}.")
     return ProxyError(error.status, message, headers={"allow": allow} if allow else None)
-
-
-def frames(error: BaseException) -> str:
-    """Where it happened: files, lines and functions. Its message stays out, since it may quote a chat."""
-    steps = traceback.extract_tb(error.__traceback__)
-    return "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps)
 
 
 class Guard:

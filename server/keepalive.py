@@ -100,7 +100,7 @@ class KeepAlive:
             return
         kept = []
         for other, task in self._chats:
-            if plan.prompt.likeness(other.prompt) >= SAME_CHAT:
+            if plan.prompt.resembles(other.prompt, SAME_CHAT):
                 task.cancel()
             elif not task.done():
                 kept.append((other, task))

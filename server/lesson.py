@@ -47,8 +47,17 @@ def lesson(message: str, sent: ChatRequest) -> Lesson | None:
     words = " ".join(message.lower().split())
     if any(phrase in words for phrase in NOTHING_TO_LEARN):
         return None
-    return next((found for reader in READERS if (found := reader(words, message, sent)) is not None), None)
+    readers = READERS
+    if re.match(r"messages\.\d+\.[\w.]+:", message):  # a place in the chat is named: no setting is meant
+        readers = tuple(reader for reader in READERS if reader not in ABOUT_SETTINGS)
+    return next((found for reader in readers if (found := reader(words, message, sent)) is not None), None)
 
+
+# What is wrong with a value says nothing about the field: such a lesson holds for the request in hand alone.
+ABOUT_THE_VALUE = re.compile(
+    r"at (?:most|least)|should (?:have|be|match)|range|characters|greater|less than|too (?:long|short|large|small)"
+    r"|must be (?:a|an|one|between|in)\b|pattern"
+)
 
 NOTHING_TO_LEARN = (
     *("prompt is too long", "usage limits", "credit balance", "only authorized for", "third-party apps", "billing"),
@@ -222,7 +231,8 @@ def samplers(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     if "temperature" in named and "top_p" in named:
         return Lesson("sampling", "one", "temperature and top_p together", "kept one of the two")
     listed = " and ".join(named)
-    return Lesson(f"field {listed}", " ".join(named), listed, f"left {'it' if len(named) == 1 else 'them'} out")
+    did = f"left {'it' if len(named) == 1 else 'them'} out"
+    return Lesson(f"field {listed}", " ".join(named), listed, did, lasting=not ABOUT_THE_VALUE.search(words))
 
 
 def forced_tool(words: str, message: str, sent: ChatRequest) -> Lesson | None:
@@ -346,13 +356,18 @@ def any_field(words: str, message: str, sent: ChatRequest) -> Lesson | None:
         return None
     spoken = [phrase for phrase in SPOKEN if phrase in words]
     paths = re.findall(r"[a-z_]\w*(?:\.\w+)*", message) + [SPOKEN[phrase] for phrase in spoken]
-    paths += [str(name) for name in sent.body if "_" in str(name) and re.search(str(name).replace("_", "[ -]"), words)]
+    paths += [
+        str(name)
+        for name in sent.body
+        if "_" in str(name) and re.search(re.escape(str(name)).replace("_", "[ -]"), words)
+    ]
     if re.match(r"\w+\.[\w.]+:", message):
         paths = paths[:1]  # the place is named: nothing else is meant
     pattern = next((found for path in paths if (found := field_pattern(path, sent.body))), "")
     if not pattern:
         return None
-    return Lesson(f"field {pattern}", pattern, pattern.replace(".*", ""), "left it out")
+    lasting = not ABOUT_THE_VALUE.search(words)
+    return Lesson(f"field {pattern}", pattern, pattern.replace(".*", ""), "left it out", lasting)
 
 
 SPOKEN = {"fast mode": "speed", "structured output": "output_config.format", "automatic caching": "cache_control"}
@@ -407,6 +422,8 @@ READERS: tuple[Reader, ...] = (
     thoughts,
     any_field,
 )
+
+ABOUT_SETTINGS = (longest_reply, effort, samplers, thinking_type, forced_tool)
 
 
 def with_lessons(

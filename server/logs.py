@@ -8,8 +8,9 @@ import queue
 import re
 import sys
 import threading
+import traceback
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 SECRET = re.compile(
     r"(?:sk-ant-|tavern-)[A-Za-z0-9_-]{4,}"
@@ -17,42 +18,78 @@ SECRET = re.compile(
 )
 
 
+def frames(error: BaseException) -> str:
+    """Where an error happened: files, lines and functions."""
+    steps = traceback.extract_tb(error.__traceback__)
+    return "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps)
+
+
 class Redacting(logging.Formatter):
     """Writes a record with whatever looks like a secret struck out, and tracebacks too."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is logging's
+        """Where it happened and what kind of error it was; its message stays out, since it may quote a chat."""
+        kind, error, _ = ei
+        return f"{kind.__module__}.{kind.__qualname__}{frames(error)}" if kind else ""
 
     def format(self, record: logging.LogRecord) -> str:
         return SECRET.sub(lambda match: f"…{match[0][-4:]}", super().format(record))
 
 
-class Unhurried(logging.Handler):
-    """Lets a thread of its own write, so that a stuck pipe or a slow disk holds up nobody. More than KEPT are lost."""
+class Lines:
+    """Lines on their way to a window, a pipe or a file. A thread of their own writes them, so that a stuck pipe or a
+    slow disk holds up nobody; more than KEPT are lost.
+
+    Lines are gathered for a moment: waking the thread costs more than all else about a line.
+    """
 
     KEPT = 10_000
+    GATHERED = 0.1  # seconds
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__()
         self._stream = stream
         self._waiting: queue.Queue[str | threading.Event] = queue.Queue(self.KEPT)
-        threading.Thread(target=self._write, name="log", daemon=True).start()
+        self._hurry = threading.Event()
+        threading.Thread(target=self._write, name="lines", daemon=True).start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(queue.Full):  # the reader of the log does not read; there is nobody to tell
-            self._waiting.put_nowait(self.format(record))
+    def add(self, line: str = "") -> None:
+        with suppress(queue.Full):  # who should read does not; there is nobody to tell
+            self._waiting.put_nowait(line)
 
-    def _write(self) -> None:
-        while True:
-            waiting = self._waiting.get()
-            if isinstance(waiting, str):
-                write_line(self._stream, waiting)
-            else:
-                waiting.set()
-
-    def flush(self) -> None:
-        """Wait until all is written, or a second."""
+    def flush(self, patience: float = 1.0) -> None:
+        """Wait until all is written, but not for ever."""
         written = threading.Event()
         with suppress(queue.Full):
             self._waiting.put_nowait(written)
-            written.wait(1.0)
+            self._hurry.set()
+            written.wait(patience)
+
+    def _write(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            self._hurry.wait(self.GATHERED)
+            self._hurry.clear()
+            while not self._waiting.empty():
+                batch.append(self._waiting.get())
+            if lines := [line for line in batch if isinstance(line, str)]:
+                write_line(self._stream, "\n".join(lines))
+            for written in batch:
+                if isinstance(written, threading.Event):
+                    written.set()
+
+
+class LinesHandler(logging.Handler):
+    """Hands records to `Lines`."""
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.add(self.format(record))
+
+    def flush(self) -> None:
+        self._lines.flush()
 
 
 def write_line(stream: TextIO, line: str) -> None:
@@ -67,7 +104,7 @@ def write_line(stream: TextIO, line: str) -> None:
 
 def set_up(level: str, stream: TextIO = sys.stderr) -> None:
     """All loggers write through one handler, from `level` on; aiohttp's own are kept down: they show clients' bytes."""
-    handler = Unhurried(stream)
+    handler = LinesHandler(Lines(stream))
     handler.setFormatter(Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

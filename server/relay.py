@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from server.accounts import Accounts, Credential
@@ -25,7 +25,6 @@ from server.explain import Refusal, is_policy, remedy
 from server.health import rest_after
 from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
-from server.lesson import images_of
 from server.presets import Persona, Personas
 from server.reply import Reply
 from server.request import LARGE, Change, ChatRequest
@@ -54,6 +53,14 @@ class Refused:
         return (sent.body, sent.betas, sent.version) == (again.body, again.betas, again.version)
 
 
+class Learned(NamedTuple):
+    """A lesson with the upstream and the model that taught it."""
+
+    upstream: str
+    model: str
+    lesson: Lesson
+
+
 @dataclass
 class Journey:
     """What one request has met so far on its way: accounts tried, retries made, lessons learned."""
@@ -62,12 +69,12 @@ class Journey:
     guest: Credential | None
     tried: set[str] = field(default_factory=set)
     retries: int = 0
-    lessons: list[tuple[str, Lesson]] = field(default_factory=list)  # with the model that taught them
+    lessons: list[Learned] = field(default_factory=list)
     refused: Refused | None = None  # what the last lesson is about
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        return tuple(learned.change(model) for model, learned in self.lessons)
+        return tuple(learned.lesson.change(learned.model) for learned in self.lessons)
 
 
 class Relay:
@@ -139,8 +146,8 @@ class Relay:
                 continue
             self._accounts.heard(credential.account_id, outcome.headers, served=isinstance(outcome, Reply))
             if isinstance(outcome, Reply):
-                for model, learned in journey.lessons:  # now that they have proved right
-                    self._lessons.add(credential.base_url, model, learned)
+                for learned in journey.lessons:  # now that they have proved right
+                    self._lessons.add(*learned)
                 return outcome
             self._failed(plan)
             asked.hold.free()
@@ -150,7 +157,7 @@ class Relay:
                 credential = other
                 continue
             if outcome.status not in STATUSES or not await self._wait(journey, outcome.headers):
-                raise PassedOn(outcome, self._clock())
+                raise PassedOn(replace(outcome, guest=journey.guest is not None), self._clock())
 
     async def _reserve(self, asked: Asked, sent: ChatRequest, credential: Credential) -> None:
         """Hold what the attempt may cost on the limits of the client's key. Raises ProxyError.
@@ -178,8 +185,9 @@ class Relay:
     ) -> tuple[ChatRequest, Plan | None]:
         """The request as it goes upstream with this credential, and the plan of its cache marks."""
         lessons = dict(self._lessons.of(credential.base_url))
-        for model, learned in journey.lessons:
-            lessons[model] = (*lessons.get(model, ()), learned)
+        for upstream, model, learned in journey.lessons:
+            if upstream == credential.base_url:
+                lessons[model] = (*lessons.get(model, ()), learned)
         context = Context(
             credential.kind,
             self._live.models,
@@ -189,7 +197,7 @@ class Relay:
             anthropic_upstream=self._is_anthropic(credential.base_url),
             now=self._clock(),
         )
-        if request.size > LARGE or any(images_of(request.body["messages"])):  # pictures may have to be saved anew
+        if request.size > LARGE or request.has("image"):  # pictures may have to be saved anew
             sent = await asyncio.to_thread(rewrite, request, context)
         else:
             sent = rewrite(request, context)
@@ -210,12 +218,14 @@ class Relay:
         """Whether a 400 taught something that mends the request. One try per model and rule."""
         if refusal.status != 400 or is_policy(refusal) or len(journey.lessons) >= MOST_LESSONS:
             return False
-        learned = lesson(refusal.message, sent)
-        if learned is None or any((sent.model, learned.rule) == (model, one.rule) for model, one in journey.lessons):
+        if "learn" in self._options.skip_steps or (found := lesson(refusal.message, sent)) is None:
+            return False
+        learned = Learned(credential.base_url, sent.model, found)
+        if any((*learned[:2], found.rule) == (*one[:2], one.lesson.rule) for one in journey.lessons):
             return False
         if self._planner is not None:
             self._planner.refused(plan, refusal.message, self._clock())
-        journey.lessons.append((sent.model, learned))
+        journey.lessons.append(learned)
         journey.refused = Refused(sent, refusal)
         return True
 
@@ -349,13 +359,13 @@ class Relay:
         self, method: str, target: str, given: Mapping[str, str], client: Client, body: bytes = b""
     ) -> Reply:
         """Any other /v1/ request, as it is, with the credential that would pay for a chat. Raises ProxyError."""
-        credential = self._practice or self._accounts.guest(given)
-        credential = credential or await self._accounts.credential(shared_only=not client.own)
+        guest = self._practice or self._accounts.guest(given)
+        credential = guest or await self._accounts.credential(shared_only=not client.own)
         request = ChatRequest.bare(given.get("anthropic-version", ""), given.get("anthropic-beta", ""))
         request = replace(request, betas=tuple(dict.fromkeys((*request.betas, *credential.betas))))
         outcome = await self._attempts.plain(method, target, request, credential, given, body)
         if isinstance(outcome, Refusal):
-            raise PassedOn(outcome, self._clock())
+            raise PassedOn(replace(outcome, guest=guest is not None), self._clock())
         return outcome
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -51,6 +52,34 @@ class ChatRequest:
     @property
     def streams(self) -> bool:
         return self.body.get("stream") is True
+
+    @cached_property
+    def shapes(self) -> frozenset[tuple[str, ...]]:
+        """The shapes of the blocks in its messages, those inside tool results too: their type, then their keys.
+
+        Read in one pass, so that a step sees without one of its own that there is nothing for it to do.
+        """
+        found = set()
+        for message in self.body["messages"]:
+            content = message.get("content")
+            for block in content if isinstance(content, list) else ():
+                found.add((block.get("type"), *block))
+                inner = block.get("content") if block.get("type") == "tool_result" else None
+                for part in inner if isinstance(inner, list) else ():
+                    if isinstance(part, dict):
+                        found.add((str(part.get("type")), *part))
+        return frozenset(found)
+
+    def has(self, *kinds: str) -> bool:
+        """Whether a block of one of these types stands in its messages, inside tool results too."""
+        return any(shape[0] in kinds for shape in self.shapes)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it carries `cache_control` anywhere."""
+        system = self.body.get("system")
+        things = [self.body, *(self.body.get("tools") or ()), *(system if isinstance(system, list) else ())]
+        return any("cache_control" in thing for thing in things) or any("cache_control" in s[1:] for s in self.shapes)
 
     def but(self, name: str, detail: str, **body: Any) -> ChatRequest:
         """A copy with these body keys set, and the change noted under `name`."""
@@ -156,7 +185,7 @@ def require_messages_shape(body: dict[str, Any]) -> None:
             raise ProxyError(400, f"messages.{i}: must be an object with role and content.")
         if message.get("role") not in ("user", "assistant", "system"):
             raise ProxyError(400, f"messages.{i}.role: must be user, assistant or system.")
-        require_content(message.get("content"), f"messages.{i}.content")
+        require_content(message.get("content"), "messages", i, "content")
     system = body.get("system")
     if system is not None:
         require_content(system, "system")
@@ -173,13 +202,18 @@ def require_messages_shape(body: dict[str, Any]) -> None:
             raise ProxyError(400, f"{key}: must be a list.")
 
 
-def require_content(content: Any, field: str) -> None:
+def require_content(content: Any, *path: str | int) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list):
-        raise ProxyError(400, f"{field}: must be text or a list of content blocks.")
+        raise ProxyError(400, f"{dotted(*path)}: must be text or a list of content blocks.")
     for i, block in enumerate(content):
         if not isinstance(block, dict) or not isinstance(block.get("type"), str):
-            raise ProxyError(400, f"{field}.{i}: must be a content block with a type.")
+            raise ProxyError(400, f"{dotted(*path, i)}: must be a content block with a type.")
         if block["type"] == "text" and not isinstance(block.get("text"), str):
-            raise ProxyError(400, f"{field}.{i}.text: must be text.")
+            raise ProxyError(400, f"{dotted(*path, i)}.text: must be text.")
+
+
+def dotted(*path: str | int) -> str:
+    """Where in a body, as Anthropic's errors say it: messages.0.content."""
+    return ".".join(map(str, path))

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 
 from aiohttp import http_parser
@@ -20,7 +19,7 @@ from server.app import Parts, StartRefused, build
 from server.browser import open_in_browser, other_proxy
 from server.config import Config
 from server.front import Runner
-from server.logs import set_up, write_line
+from server.logs import Lines, set_up
 
 log = logging.getLogger(__name__)
 
@@ -121,26 +120,30 @@ async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: 
         await web.SockSite(runner, made, backlog=BACKLOG).start()
     stop = Stop()
     stop.listen()
-    greet(config, parts, port)
+    screen = Lines(sys.stdout)
+    greet(screen, config, parts, port)
     gc.freeze()  # what the start built stays: the collector need not look at it again
     await stop.asked.wait()
-    await drain(runner, parts, stop)
+    await drain(screen, runner, parts, stop)
     return 0
 
 
-async def drain(runner: Runner, parts: Parts, stop: Stop) -> None:
+async def drain(screen: Lines, runner: Runner, parts: Parts, stop: Stop) -> None:
     """Stop listening, let streams finish, then leave. A second signal leaves at once."""
     for site in list(runner.sites):
         await site.stop()
     if busy := parts.doors.busy:
-        say(f"Stopping when {busy} open repl{'y has' if busy == 1 else 'ies have'} ended; Ctrl+C again to leave now.")
+        screen.add(
+            f"Stopping when {busy} open repl{'y has' if busy == 1 else 'ies have'} ended; Ctrl+C again to leave now."
+        )
     finishing = asyncio.create_task(parts.doors.drain(DRAIN_SECONDS))
     insisted = asyncio.create_task(stop.insisted.wait())
     await asyncio.wait([finishing, insisted], return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, insisted):
         task.cancel()
     await runner.cleanup()
-    say("Stopped.")
+    screen.add("Stopped.")
+    screen.flush()
 
 
 class Stop:
@@ -161,25 +164,27 @@ class Stop:
         (self.insisted if self.asked.is_set() else self.asked).set()
 
 
-def greet(config: Config, parts: Parts, port: int) -> None:
+def greet(screen: Lines, config: Config, parts: Parts, port: int) -> None:
     """What a beginner needs to know now, in a few lines."""
     here = f"http://localhost:{port}"
     signed_in = bool(parts.accounts.all()) or config.practice
     link = f"{here}/auth/login?token={parts.owner.new_link_token()}"
-    say()
-    say(f"Tavern Proxy {__version__} is running.")
+    screen.add()
+    screen.add(f"Tavern Proxy {__version__} is running.")
     if config.practice:
-        say("  PRACTICE MODE: no account, no AI, nothing leaves this computer.")
-    say()
-    say("  In SillyTavern: API “Chat Completion”, source “Claude”, then under “Reverse Proxy”")
-    say(f"    Proxy Server URL   {here}/v1")
-    say(f"    Proxy Password     {password(parts)}")
-    say()
-    say(f"  {'Your page' if signed_in else 'Sign in'}: open this link once in your browser (keep it to yourself)")
-    say(f"    {link}")
-    say()
-    say("  To stop: press Ctrl+C in this window, or close it.")
-    say()
+        screen.add("  PRACTICE MODE: no account, no AI, nothing leaves this computer.")
+    screen.add()
+    screen.add("  In SillyTavern: API “Chat Completion”, source “Claude”, then under “Reverse Proxy”")
+    screen.add(f"    Proxy Server URL   {here}/v1")
+    screen.add(f"    Proxy Password     {password(parts)}")
+    screen.add()
+    screen.add(
+        f"  {'Your page' if signed_in else 'Sign in'}: open this link once in your browser (keep it to yourself)"
+    )
+    screen.add(f"    {link}")
+    screen.add()
+    screen.add("  To stop: press Ctrl+C in this window, or close it.")
+    screen.add()
     for warning in parts.accounts.warnings:
         log.warning("%s", warning)
     if config.auto_open_browser and not signed_in:
@@ -190,10 +195,3 @@ def password(parts: Parts) -> str:
     if parts.first_key:
         return "the client key shown on your page (also in the file first_client_key of the data folder)"
     return "one of your client keys" if parts.doors.key_needed else "anything, for example: tavern"
-
-
-def say(line: str = "") -> None:
-    """Print a line; whoever should read it, but does not, is not waited for."""
-    saying = threading.Thread(target=write_line, args=(sys.stdout, line), daemon=True)
-    saying.start()
-    saying.join(1.0)

@@ -131,7 +131,7 @@ class Meter:
 
     def feed(self, whole: bytes) -> None:
         """Read whole events of a stream."""
-        self.events += whole.count(b"data:")
+        self.events += lines_that_begin(whole, b"data:")
         self.blocks += lines_that_begin(whole, BLOCK_START)
         self.spoke = self.spoke or speaks(whole)
         for event in telling_events(whole):

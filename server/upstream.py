@@ -8,13 +8,12 @@ import logging
 import socket
 import zlib
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import aiohttp
-from aiohttp.tracing import Trace
+from aiohttp.connector import Connection
 from yarl import URL
 
 from server import __version__
@@ -175,31 +174,52 @@ def _seen(closed: asyncio.Future[None]) -> None:
         closed.exception()
 
 
-used_before: ContextVar[bool] = ContextVar("used_before")
-
-
 class Connections(aiohttp.TCPConnector):
-    """Notes, for the task that asks, whether the connection it got has carried a request before: only such a one may
-    have died in silence. One opened ahead has not."""
+    """The connections of one kind, and which of them have carried a request before: only such a one may have died in
+    silence. One opened ahead has not.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    A request goes straight to its connection: cookies, redirects, proxies and timers of aiohttp's sessions have no use
+    here and took a third of a request's time.
+    """
+
+    def __init__(self, **kept: Any) -> None:
+        super().__init__(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept)
         self._used: WeakSet[Any] = WeakSet()
 
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- the name is aiohttp's
-    ) -> Any:
-        connection = await super().connect(req, traces, timeout)
-        used_before.set(connection.protocol in self._used)
+    async def take(self, request: aiohttp.ClientRequest, connect: float) -> tuple[Connection, bool]:
+        """A connection, and whether it has been used. Raises TimeoutError when nobody takes it in time."""
+        connection = await self.connect(request, [], aiohttp.ClientTimeout(total=None, connect=connect))
+        used = connection.protocol in self._used
         self._used.add(connection.protocol)
-        return connection
+        return connection, used
 
-    async def open_ahead(self, likeness: aiohttp.ClientRequest, patience: aiohttp.ClientTimeout) -> None:
-        connection = await super().connect(likeness, [], patience)
+    async def open_ahead(self, likeness: aiohttp.ClientRequest, connect: float) -> None:
+        """Have a connection for a request like this one wait for it."""
+        connection = await self.connect(likeness, [], aiohttp.ClientTimeout(total=None, connect=connect))
         connection.release()
+
+    def any_idle(self, likeness: aiohttp.ClientRequest) -> bool:
+        """Whether a connection waits for a request like this one."""
+        return any(protocol.is_connected() for protocol, _ in self._conns.get(likeness.connection_key, ()))
+
+
+async def begin(request: aiohttp.ClientRequest, connection: Connection) -> aiohttp.ClientResponse:
+    """Send a request and read the head of its answer."""
+    if connection.protocol is None:
+        raise aiohttp.ServerDisconnectedError
+    connection.protocol.set_response_params(
+        skip_payload=request.method == "HEAD", read_until_eof=True, auto_decompress=False, read_bufsize=READ
+    )
+    try:
+        response = await request.send(connection)
+        try:
+            return await response.start(connection)
+        except BaseException:
+            response.close()
+            raise
+    except BaseException:
+        connection.close()
+        raise
 
 
 class Upstream:
@@ -208,46 +228,36 @@ class Upstream:
     def __init__(self, patience: Patience | None = None) -> None:
         self._patience = patience or Patience()
         self._warming: dict[str, asyncio.Task[bool]] = {}
-        self._session: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None  # opens a connection for each request, and keeps none
+        self._likenesses: dict[str, aiohttp.ClientRequest] = {}
+        self._kept: Connections | None = None
+        self._fresh: Connections | None = None  # opens a connection for each request, and keeps none
 
     async def open(self) -> None:
-        self._session = self._make_session(keepalive_timeout=KEEP_ALIVE)
-        self._fresh = self._make_session(force_close=True)
-
-    def _make_session(self, **kept: Any) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=Connections(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept),
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._patience.connect),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            read_bufsize=READ,
-            trust_env=False,
-        )
+        self._kept = Connections(keepalive_timeout=KEEP_ALIVE)
+        self._fresh = Connections(force_close=True)
 
     async def close(self) -> None:
         for task in self._warming.values():
             task.cancel()
-        for session in (self._session, self._fresh):
-            if session is not None:
-                await session.close()
+        for connections in (self._kept, self._fresh):
+            if connections is not None:
+                await connections.close()
 
     def warm(self, base_url: str) -> None:
         """Have a connection to this upstream open by the time the request's body has arrived."""
+        likeness = self._likenesses.get(base_url)
+        if likeness is None:
+            # Never sent: it names the connection that a real request will ask for.
+            likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
+            self._likenesses[base_url] = likeness
         task = self._warming.get(base_url)
-        if task is None or task.done():
-            self._warming[base_url] = asyncio.create_task(self._warm(base_url))
+        if (task is None or task.done()) and not opened(self._kept).any_idle(likeness):
+            self._warming[base_url] = asyncio.create_task(self._warm(likeness))
 
-    async def _warm(self, base_url: str) -> bool:
+    async def _warm(self, likeness: aiohttp.ClientRequest) -> bool:
         """Whether the time to connect did suffice."""
-        session = opened(self._session)
-        connections = session.connector
-        if not isinstance(connections, Connections):
-            return True  # closed meanwhile
-        # Never sent: it names the connection that a real request will ask the pool for.
-        likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
         try:
-            await connections.open_ahead(likeness, session.timeout)
+            await opened(self._kept).open_ahead(likeness, self._patience.connect)
         except TimeoutError:
             return False
         except (aiohttp.ClientError, OSError) as error:
@@ -265,39 +275,42 @@ class Upstream:
             if not warming.cancelled() and not warming.result():
                 raise connect_timeout(url)
         try:
-            return await self._attempt(opened(self._session), method, url, headers, body)
+            return await self._attempt(opened(self._kept), method, url, headers, body)
         except _StaleConnection:
             return await self._attempt(opened(self._fresh), method, url, headers, body)
 
     async def _attempt(
-        self, session: aiohttp.ClientSession, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
+        self, connections: Connections, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        used_before.set(False)
+        request = aiohttp.ClientRequest(
+            method,
+            url,
+            headers=headers,
+            skip_auto_headers=("User-Agent", "Content-Type"),
+            data=body if body is None or len(body) <= LARGE else io.BytesIO(body),
+            loop=asyncio.get_running_loop(),
+        )
+        used = False
         try:
             async with asyncio.timeout(self._patience.first_byte):
-                response = await session.request(
-                    method,
-                    url,
-                    data=body if body is None or len(body) <= LARGE else io.BytesIO(body),
-                    headers=headers,
-                    allow_redirects=False,
-                    skip_auto_headers=("User-Agent", "Content-Type"),
-                )
-        except (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, aiohttp.ClientOSError) as error:
-            if isinstance(error, aiohttp.ClientConnectorError):
-                raise refused(url, error) from error
-            if used_before.get():
+                try:
+                    connection, used = await connections.take(request, self._patience.connect)
+                except TimeoutError as error:
+                    raise connect_timeout(url) from error
+                response = await begin(request, connection)
+        except TimeoutError as error:
+            raise UpstreamFailed(
+                504, f"The upstream gave no answer within {self._patience.first_byte:.0f} s. Try again."
+            ) from error
+        except aiohttp.ClientConnectorError as error:
+            raise refused(url, error) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, OSError) as error:
+            if used:
                 raise _StaleConnection from error
             raise UpstreamFailed(
                 502,
                 f"The upstream closed the connection without an answer ({reason(error)}). Try again.",
                 unanswered=True,
-            ) from error
-        except TimeoutError as error:  # aiohttp's connect timeouts are TimeoutErrors too
-            if isinstance(error, aiohttp.ServerTimeoutError):
-                raise connect_timeout(url) from error
-            raise UpstreamFailed(
-                504, f"The upstream gave no answer within {self._patience.first_byte:.0f} s. Try again."
             ) from error
         except aiohttp.ClientError as error:
             raise UpstreamFailed(
@@ -310,10 +323,10 @@ class Upstream:
             raise
 
 
-def opened(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
-    if session is None:
+def opened(connections: Connections | None) -> Connections:
+    if connections is None:
         raise RuntimeError("Upstream is used before open()")
-    return session
+    return connections
 
 
 def watchful_socket(address: aiohttp.AddrInfoType) -> socket.socket:

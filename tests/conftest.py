@@ -1,6 +1,7 @@
 """What every test may use; and at the end of a run, which tests were left out and why."""
 
 import os
+from functools import partial
 
 import pytest
 
@@ -12,13 +13,32 @@ def anyio_backend():
     return "asyncio"
 
 
+@pytest.fixture
+def figure(record_property):
+    """For what a test has measured: `figure("front end gone, upstream left: p99 3 ms")` is shown after the run."""
+    return partial(record_property, "figure")
+
+
 def left_out(config):
     """`(test, reason)` of each skipped test."""
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     return [(report.nodeid, report.longrepr[2].removeprefix("Skipped: ")) for report in skipped]
 
 
+def figures(config):
+    """`(test, figure)` of what was measured."""
+    stats = config.pluginmanager.get_plugin("terminalreporter").stats
+    reports = [report for kind in ("passed", "failed") for report in stats.get(kind, []) if report.when == "call"]
+    return [
+        (r.nodeid.rpartition("::")[2], said) for r in reports for name, said in r.user_properties if name == "figure"
+    ]
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    if found := figures(config):
+        terminalreporter.section("figures")
+        for test, said in found:
+            terminalreporter.write_line(f"{said}  ({test})")
     if found := left_out(config):
         terminalreporter.section("left out on this machine")
         for test, reason in found:

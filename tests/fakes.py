@@ -85,6 +85,7 @@ class FakeAnthropic:
     answer: Callable[[Seen], Reply] | None = None
     seen: list[Seen] = field(default_factory=list)
     connections: set[int] = field(default_factory=set)
+    transports: set[asyncio.Transport] = field(default_factory=set)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
 
@@ -92,6 +93,8 @@ class FakeAnthropic:
         seen = Seen(request.method, request.path_qs, dict(request.headers), await request.read())
         self.seen.append(seen)
         self.connections.add(id(request.transport))
+        if request.transport is not None:
+            self.transports.add(request.transport)
         try:
             if self.replies:
                 return await self.replies.popleft()(request)

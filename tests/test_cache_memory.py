@@ -9,7 +9,7 @@ from cache_bench import MODELS, SECRET, Bench
 from chats import Chat
 
 from server.cache_memory import CacheMemory, Journal, Kept, Scope, alive, packed, unpacked
-from server.prefix import read_prompt
+from server.prefix import Digests, read_prompt
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window
 
@@ -101,7 +101,7 @@ def test_nothing_of_the_chat_nor_of_its_owner_is_on_disk(tmp_path):
     for text in [chat.main, *chat.cards[0], *(text for _, text in chat.story), "key of w", "api.example"]:
         for word in text.split("."):
             assert not word.strip() or word.strip().encode() not in raw
-    prompt = read_prompt(chat.ask(), MODEL, "s", b"guessed")
+    prompt = read_prompt(chat.ask(), MODEL, "s", Digests(b"guessed"))
     assert prompt.own[0] not in raw
 
 
@@ -145,7 +145,7 @@ def test_what_is_learned_reaches_the_disk_while_the_proxy_runs(tmp_path):
 
 def test_a_prompt_packed_and_unpacked_is_the_same():
     prompt = read_prompt(
-        {**Chat(seed=2, earlier=10).ask(), "tools": [{"name": "t", "input_schema": {}}]}, MODEL, "s", SECRET
+        {**Chat(seed=2, earlier=10).ask(), "tools": [{"name": "t", "input_schema": {}}]}, MODEL, "s", Digests(SECRET)
     )
     assert unpacked(packed(prompt)) == prompt
 
@@ -177,7 +177,7 @@ def test_the_number_of_chats_with_helps_is_limited():
 
 def test_old_requests_are_forgotten_also_on_disk(tmp_path):
     memory = opened(tmp_path)
-    prompt = read_prompt(Chat(seed=2).ask(), MODEL, "s", SECRET)
+    prompt = read_prompt(Chat(seed=2).ask(), MODEL, "s", Digests(SECRET))
     for i in range(130):
         memory.remember(prompt, (), float(i))
     memory.close()
@@ -188,7 +188,7 @@ def test_old_requests_are_forgotten_also_on_disk(tmp_path):
 
 def test_of_two_requests_that_overlapped_the_longer_life_counts():
     memory = CacheMemory(SECRET)
-    prompt = read_prompt(Chat(seed=2).ask(), MODEL, "s", SECRET)
+    prompt = read_prompt(Chat(seed=2).ask(), MODEL, "s", Digests(SECRET))
     memory.write(prompt, {3: Kept("5m", 400.0, 100.0)})
     memory.write(prompt, {3: Kept("5m", 350.0, 51.0)})
     assert alive(memory.known(prompt), 390.0).keys() == {3}
@@ -198,7 +198,7 @@ def test_tokens_per_byte_are_learned_from_usage():
     bench = Bench()
     body = Chat(seed=2, earlier=20).ask()
     before = bench.memory.terms(Scope("u", "c"), MODEL, True, 0.0).tokens_per_byte
-    size = read_prompt(body, MODEL, "s", SECRET).size[-1]
+    size = read_prompt(body, MODEL, "s", Digests(SECRET)).size[-1]
     bench.ask(body, 0.0, usage={"input_tokens": size // 2, "output_tokens": 1})
     after = bench.memory.terms(Scope("u", "c"), MODEL, True, 0.0).tokens_per_byte
     assert before == 0.25

@@ -5,7 +5,7 @@ from cache_bench import MODELS, SECRET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.prefix import read_prompt
+from server.prefix import Digests, read_prompt
 from server.rewrite.cache_plan import (
     Held,
     Seen,
@@ -28,7 +28,7 @@ def prompt(blocks=30, size=2_000, head=4, **body):
         {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": f"{i} ".ljust(size, "m")}]}
         for i in range(blocks - head)
     ]
-    return read_prompt({"system": system, "messages": messages, "stream": True, **body}, MODEL, "s", SECRET)
+    return read_prompt({"system": system, "messages": messages, "stream": True, **body}, MODEL, "s", Digests(SECRET))
 
 
 def grew(length, steps, pause=60.0, followers=None, head=4):

@@ -4,6 +4,8 @@ import pytest
 
 from server.lesson import Lesson, field_pattern, image_digest, lesson, loop_start, taught, with_lessons
 from server.models import Models
+from server.request import ChatRequest
+from tests.fakes import ASK
 from tests.shapes import image
 from tests.steps import HELLO, asked, assistant, text, user
 
@@ -331,3 +333,20 @@ def test_a_requests_own_lessons_go_before_what_is_known():
 def test_a_path_is_found_in_the_body_or_not_at_all(path, pattern):
     body = {"model": "x", "metadata": {"user_id": "y"}, "system": [text("Be kind.", citations=None)]}
     assert field_pattern(path, body) == pattern
+
+
+def test_a_place_in_the_chat_means_no_setting_whatever_words_follow():
+    request = ChatRequest(body={**ASK, "top_k": 5, "metadata": {"user_id": "me"}})
+    words = "messages.0.content.0.text: the phrase must not contain top_k or metadata"
+    assert lesson(words, request) is None
+
+
+def test_a_complaint_about_a_value_is_not_kept_for_later_requests():
+    request = ChatRequest(body={**ASK, "metadata": {"user_id": "x" * 500}})
+    learned = lesson("metadata.user_id: String should have at most 256 characters", request)
+    assert (learned.rule, learned.lasting) == ("field metadata.user_id", False)
+    assert lesson("metadata.user_id: Extra inputs are not permitted", request).lasting
+
+
+def test_a_strange_key_of_the_body_breaks_no_reading():
+    assert lesson("something_[ is not supported", ChatRequest(body={**ASK, "some_[thing(": 1})) is None

@@ -290,9 +290,9 @@ async def test_a_page_without_javascript_says_so(browser):
 
 async def test_each_account_is_shown_with_its_state_and_what_went_wrong(tavern, browser):
     first = await tavern.accounts.add_api_key(KEY, "My key")
-    tavern.accounts.rest(first.id, 4102444800, "The spend limit is reached.")
+    tavern.accounts.rest(first.id, 1811808000, "The spend limit is reached.")
     _, text, _ = await browser.see("/auth/login")
-    for sign in ("My key", "resting", "The spend limit is reached.", "0001", "2100-01-01", "Try again now"):
+    for sign in ("My key", "resting", "The spend limit is reached.", "0001", "2027-06-01", "Try again now"):
         assert sign in text
     assert KEY not in text
 
@@ -309,7 +309,7 @@ async def test_the_warnings_stand_on_top_of_the_pages(tavern, browser):
 
 async def test_a_hostile_name_is_text_everywhere(tavern, browser):
     account = await tavern.accounts.add_api_key(KEY, HOSTILE)
-    tavern.accounts.rest(account.id, 4102444800, HOSTILE)
+    tavern.accounts.rest(account.id, 1811808000, HOSTILE)
     tavern.claude.who = HOSTILE
     assert (await browser.sign_in())[0] == 200
     for path in (
@@ -704,8 +704,8 @@ async def test_accounts_are_listed_added_changed_and_removed(tavern, browser):
 
 async def test_a_resting_account_is_woken(tavern, browser):
     account = await tavern.accounts.add_api_key(KEY)
-    tavern.accounts.rest(account.id, 4102444800, "The limit is reached.")
-    assert (await browser.say("GET", "/api/accounts"))[1]["accounts"][0]["rests_until"] == "2100-01-01T00:00:00Z"
+    tavern.accounts.rest(account.id, 1811808000, "The limit is reached.")
+    assert (await browser.say("GET", "/api/accounts"))[1]["accounts"][0]["rests_until"] == "2027-06-01T00:00:00Z"
     status, woken = await browser.say("POST", f"/api/accounts/{account.id}/wake")
     assert (status, woken["state"], woken["rests_until"]) == (200, "ready", None)
     assert (await browser.say("POST", "/api/accounts/acc_none/wake"))[0] == 404
@@ -790,7 +790,7 @@ async def test_the_address_shown_is_the_one_the_page_was_opened_with(tavern):
 
 async def test_a_tavern_without_an_account_that_can_pay_says_why(tavern, browser):
     account = await tavern.accounts.add_api_key(KEY)
-    tavern.accounts.rest(account.id, 4102444800, "The limit is reached.")
+    tavern.accounts.rest(account.id, 1811808000, "The limit is reached.")
     _, text, _ = await browser.see("/")
     assert "closed for the moment" in text
     assert 'href="/auth/login"' in text

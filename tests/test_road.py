@@ -273,6 +273,7 @@ async def test_persona_urls_add_the_persona(proxy, anthropic):
         "//messages",
         "/messages",
         "/v1/messages/messages",
+        "/v1/v1/messages",
         "/v1/messages?beta=true",
         "/v1/messages/",
     ],
@@ -326,6 +327,17 @@ async def test_a_refused_key_is_not_saved_and_the_upstreams_words_are_shown(prox
     assert reply.status == 400
     assert "invalid x-api-key" in reply.message
     assert (await proxy.owner("GET", "/api/accounts")).json["accounts"] == []
+
+
+@pytest.mark.parametrize("name", ["..%2f..%2ffiles", "%2e%2e%2ffiles", "a%00b", "a%2Fb"])
+async def test_a_models_name_leads_nowhere_else(proxy, anthropic, name):
+    assert (await proxy.send("GET", f"/v1/models/{name}", headers={"x-api-key": KEY})).status == 404
+    assert anthropic.seen == []
+
+
+async def test_a_refused_key_of_the_request_itself_points_to_the_password_field(proxy, anthropic):
+    anthropic.will(error(401, "authentication_error", "invalid x-api-key"))
+    assert "password field" in (await proxy.ask()).message
 
 
 async def test_other_addresses_pass_through_as_they_are(proxy, anthropic):

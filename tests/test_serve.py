@@ -185,7 +185,7 @@ def test_beyond_loopback_without_a_key_the_start_is_refused_with_the_remedy(envi
         status, said = run({**environ, "PROXY_HOST": "0.0.0.0", "PROXY_REQUIRE_CLIENT_KEY": required})
         assert status == 1
         assert len(said.splitlines()) == 1
-        assert "make a key on the start page" in said
+        assert "make a key on its page" in said
 
 
 def test_a_container_makes_its_first_key_and_asks_for_it(environ, tmp_path):
@@ -207,6 +207,7 @@ def test_a_container_makes_its_first_key_and_asks_for_it(environ, tmp_path):
         ("PROXY_PORT", "many", "environment variable PROXY_PORT: port must be a whole number"),
         ("PROXY_PROT", "1", "Did you mean “port”?"),
         ("PROXY_HOST", "no.such.host.invalid", "is no address of this computer"),
+        ("PROXY_SKIP_STEPS", "fit_sampling,fit_smapling", "there is no step “fit_smapling”"),
     ],
 )
 def test_a_bad_setting_is_told_in_one_line_without_a_traceback(environ, key, value, words):

@@ -60,8 +60,8 @@ async def test_a_connection_opened_ahead_is_the_one_that_is_used(upstream):
         answer = await post(upstream, url)
         assert await answer.read_all(PATIENCE) == b"{}"
         answer.close()
-        assert len(upstream._session.connector._conns) == 1
-        assert sum(map(len, upstream._session.connector._conns.values())) == 1
+        assert len(upstream._kept._conns) == 1
+        assert sum(map(len, upstream._kept._conns.values())) == 1
     assert len(opened) == 1
 
 

@@ -86,18 +86,21 @@ class Forecast(NamedTuple):
     plain: int = 0
 
 
-def plan_marks(prompt: Prompt, live: Mapping[int, Held], seen: Sequence[Seen], terms: Terms) -> dict[int, Lifetime]:
+def plan_marks(prompt: Prompt, live: Mapping[int, Held], seen: Iterable[Seen], terms: Terms) -> dict[int, Lifetime]:
     """The blocks to mark and the lifetime on each mark, in order. `live`: the blocks that end a believed entry."""
-    if not terms.lifetimes:
-        return {}
+    if not terms.lifetimes or (not live and tokens_at(prompt, len(prompt) - 1, terms) < terms.minimum):
+        return {}  # nothing is to be found or kept: a short prompt needs no thought
+    seen = tuple(seen)
     returns = list(expected_returns(prompt, seen))
     pauses = [one.pause for one in seen if one.pause is not None]
-    worth = Worth(tokens_of(prompt, terms), live, returns, [chances(pauses, k) for k in range(LOOKAHEAD + 1)], terms)
+    tokens = [tokens_at(prompt, i, terms) for i in range(len(prompt))]
+    worth = Worth(tokens, live, returns, [chances(pauses, k) for k in range(LOOKAHEAD + 1)], terms)
     return labelled(worth.best(candidates(prompt, live, returns, worth)), live, terms)
 
 
-def tokens_of(prompt: Prompt, terms: Terms) -> list[int]:
-    return [round(size * terms.tokens_per_byte) for size in prompt.size]
+def tokens_at(prompt: Prompt, i: int, terms: Terms) -> int:
+    """The tokens up to the end of block `i`, by our measure."""
+    return round(prompt.size[i] * terms.tokens_per_byte) if i >= 0 else 0
 
 
 # ------------------------------------------------------------------------------------- what may come back, and how soon
@@ -265,10 +268,10 @@ def labelled(choice: Mapping[int, Lifetime], live: Mapping[int, Held], terms: Te
 
 def forecast(prompt: Prompt, marks: Mapping[int, Lifetime], live: Mapping[int, Held], terms: Terms) -> Forecast:
     """What the upstream will count if it holds what we believe."""
-    tokens = tokens_of(prompt, terms)
+    tokens = {i: tokens_at(prompt, i, terms) for i in {*marks, *live, len(prompt) - 1}}
     works = {i: lifetime for i, lifetime in marks.items() if tokens[i] >= terms.minimum}
     hit = max((i for i in live if any(i <= mark < i + LOOKBACK for mark in works)), default=-1)
     read = tokens[hit] if hit >= 0 else 0
     hour = max([read, *(tokens[i] for i, lifetime in works.items() if lifetime == "1h")])
     end = max([hour, *(tokens[i] for i in works)])
-    return Forecast(read, hour - read, end - hour, (tokens[-1] if tokens else 0) - end)
+    return Forecast(read, hour - read, end - hour, tokens[len(prompt) - 1] - end)

@@ -32,7 +32,10 @@ def user_message(*blocks: Block) -> Message:
 
 def is_blank(block: Mapping[str, Any]) -> bool:
     """A text without a letter in it, which the API refuses."""
-    return block.get("type") == "text" and not str(block.get("text") or "").strip()
+    if block.get("type") != "text":
+        return False
+    text = str(block.get("text") or "")
+    return not text or text.isspace()
 
 
 def said(content: str | list[Block] | None) -> str:

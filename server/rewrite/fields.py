@@ -19,6 +19,7 @@ FIELDS = frozenset(
         *("diagnostics", "temperature", "top_p", "top_k"),
     }
 )
+MESSAGE_KEYS = frozenset({"role", "content"})
 MAY_BE_NULL = {"cache_control", "speed", "inference_geo", "container", "diagnostics"}
 FIRST_WITH_PLACE = date(2026, 2, 5)  # Opus 4.6; earlier models refuse `inference_geo`
 # Field → how the betas that bring it begin. Without that beta it is refused.
@@ -87,7 +88,10 @@ def fit_fields(request: ChatRequest, context: Context) -> ChatRequest:
             if fitted is not None or (value is None and key in MAY_BE_NULL):
                 body[key] = fitted
     if not open_ended:
-        body["messages"] = with_messages([bare_message(message) for message in body["messages"]], known_keys)
+        if not all(message.keys() <= MESSAGE_KEYS for message in body["messages"]):
+            body["messages"] = [bare_message(message) for message in body["messages"]]
+        if not all(is_known(*shape) for shape in request.shapes):
+            body["messages"] = with_messages(body["messages"], known_keys)
         if isinstance(body.get("system"), list):
             body["system"] = with_blocks(body["system"], known_keys)
     if body == request.body:
@@ -97,11 +101,16 @@ def fit_fields(request: ChatRequest, context: Context) -> ChatRequest:
     return request.noted("fit_fields", f"Left out or mended what the API does not know: {named}.", body=body)
 
 
+def is_known(kind: str, *keys: str) -> bool:
+    """Whether blocks of this type, with these keys, pass as they are."""
+    return kind != "image_url" and BLOCK_KEYS.get(kind, frozenset(keys)).issuperset(keys)
+
+
 def bare_message(message: Message) -> Message:
     """A message without the names, ids and dates that front ends keep in it."""
-    if message.keys() <= {"role", "content"}:
+    if message.keys() <= MESSAGE_KEYS:
         return message
-    return {key: message[key] for key in message if key in ("role", "content")}
+    return {key: message[key] for key in message if key in MESSAGE_KEYS}
 
 
 def translated(body: Mapping[str, Any]) -> dict[str, Any]:

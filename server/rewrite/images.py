@@ -21,6 +21,8 @@ MOST_BYTES = 5 * 1024 * 1024  # of base64, as it stands in the request
 MOST_PIXELS, MOST_PIXELS_AMONG_MANY, MANY = 8_000, 2_000, 20
 SHARPEST = 2_576  # pixels on the longer side; what is larger is scaled down upstream before Claude sees it
 BOMB = 100_000_000  # pixels in all; more is no picture for a chat, and unpacking it could fill the memory
+LOOKED_AT: dict[tuple[int, int], tuple[str, int]] = {}
+MOST_LOOKED_AT = 1_000
 NOTE = "[A picture stood here. It could not be sent: {}.]"
 
 
@@ -33,9 +35,9 @@ def fit_images(request: ChatRequest, context: Context) -> ChatRequest:
     are saved as PNG or JPEG, too large ones shrunk, and a short note stands in for what cannot be mended, so that one
     picture never bricks a chat."""
     messages = request.body["messages"]
-    count = sum(1 for _ in images_of(messages))
-    if not count or context.model_of(request) is None:
+    if not request.has("image") or context.model_of(request) is None:
         return request
+    count = sum(1 for _ in images_of(messages))
     refused = {digest for value in context.learned(request, "image") for digest in value.split()}
     pixels = [MOST_PIXELS_AMONG_MANY if count > MANY else MOST_PIXELS]
     pixels += [int(value) for value in context.learned(request, "image_pixels")]
@@ -51,7 +53,7 @@ def fit_images(request: ChatRequest, context: Context) -> ChatRequest:
         try:
             if seen <= too_many:
                 raise Hopeless("the model takes no more of them" if too_many < count else "the model takes none")
-            if image_digest(block) in refused:
+            if refused and image_digest(block) in refused:
                 raise Hopeless("Claude refused it before")
             source, what = fitted(block.get("source"), min(pixels))
         except Hopeless as error:
@@ -85,10 +87,8 @@ def fitted(source: Any, most_pixels: int) -> tuple[dict[str, Any], str]:
     given = source.get("data")
     if not isinstance(given, str):
         raise Hopeless("it has no content")
-    data, raw = decoded(given)
-    kind = kind_of(raw)
-    media_type = TAKEN.get(kind, "")
-    if media_type and len(data) <= MOST_BYTES and 0 < max(size_of(raw, kind)) <= most_pixels:
+    data, media_type, pixels = looked_at(given)
+    if media_type and len(data) <= MOST_BYTES and 0 < pixels <= most_pixels:
         new = {"type": "base64", "media_type": media_type, "data": data}
         if new == source:
             return source, ""
@@ -102,6 +102,25 @@ def fitted(source: Any, most_pixels: int) -> tuple[dict[str, Any], str]:
         "media_type": media_type,
         "data": data,
     }, f"saved a picture anew, at most {most_pixels:,} pixels wide"
+
+
+def looked_at(given: str) -> tuple[str, str, int]:
+    """The picture as plain base64, its media type ("" for one that is not taken) and its longer side in pixels.
+
+    Front ends send the same pictures with every turn, so the answer is kept, by length and Python's own keyed hash.
+    Raises Hopeless.
+    """
+    key = (len(given), hash(given))
+    if key in LOOKED_AT:
+        return given, *LOOKED_AT[key]
+    data, raw = decoded(given)
+    kind = kind_of(raw)
+    found = TAKEN.get(kind, ""), max(size_of(raw, kind))
+    if data is given:
+        if len(LOOKED_AT) >= MOST_LOOKED_AT:
+            LOOKED_AT.clear()
+        LOOKED_AT[key] = found
+    return data, *found
 
 
 def decoded(text: str) -> tuple[str, bytes]:

@@ -17,6 +17,8 @@ Mark = dict[str, Any]
 def fit_marks(request: ChatRequest, context: Context) -> ChatRequest:
     """Mends the front end's own cache marks: at most four, none on thinking or empty texts, none for an hour behind one
     for five minutes."""
+    if not request.is_marked:
+        return request
     things = list(markable(request.body))
     most = min([MOST, *(int(value) for value in context.learned(request, "marks") if value)])
     given = [thing.get("cache_control") for thing in things]

@@ -30,10 +30,11 @@ def fit_roles(request: ChatRequest, context: Context) -> ChatRequest:
             **({"system": system} if system else {}),
         )
         messages = request.body["messages"]
-    moved = move_pictures(messages)
+    moved = move_pictures(messages) if request.has("image", "document") else messages
     if moved != messages:
         request = request.but("fit_roles", "Moved pictures out of the assistant's messages.", messages=moved)
-    placed = place_system(moved, allowed=model.system_messages)
+    inside = any(message["role"] == "system" for message in moved)
+    placed = place_system(moved, allowed=model.system_messages) if inside else moved
     if placed != moved:
         request = request.but("fit_roles", "Sent system messages inside the chat as marked user text.", messages=placed)
     if context.learned(request, "alternate"):

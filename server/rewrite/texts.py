@@ -9,6 +9,7 @@ from server.rewrite.content import (
     NOTHING_SAID,
     Block,
     as_blocks,
+    inner_blocks,
     is_blank,
     text_block,
     user_message,
@@ -22,12 +23,15 @@ def fit_texts(request: ChatRequest, context: Context) -> ChatRequest:
     """Leaves out empty and blank texts and messages, which the API refuses; a chat
     with nothing in it gets a placeholder."""
     body = request.body
+    system = as_blocks(body.get("system"))
+    fine = no_blanks(system) and all(block.get("type") == "text" for block in system)
+    if fine and all(m.get("content") and no_blanks(as_blocks(m["content"])) for m in body["messages"]):
+        return request
     messages = with_messages(body["messages"], without_blank)
     messages = [message for message in messages if as_blocks(message.get("content"))]
     if not messages:
         messages = [user_message(text_block(NOTHING_SAID))]
     new: dict[str, Any] = {**body, "messages": messages}
-    system = as_blocks(body.get("system"))
     texts = with_blocks([block for block in system if block.get("type") == "text"], without_blank)
     if texts != system:
         new["system"] = texts
@@ -40,3 +44,11 @@ def fit_texts(request: ChatRequest, context: Context) -> ChatRequest:
 
 def without_blank(block: Block) -> list[Block]:
     return [] if is_blank(block) else [block]
+
+
+def no_blanks(blocks: list[Block]) -> bool:
+    """Whether none of these blocks is blank, nor one inside a tool result."""
+    for block in blocks:
+        if is_blank(block) if block.get("type") == "text" else any(map(is_blank, inner_blocks(block))):
+            return False
+    return True

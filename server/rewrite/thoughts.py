@@ -17,7 +17,7 @@ def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
     the middle of tool calls stays."""
     model = context.model_of(request)
     messages: list[Message] = request.body["messages"]
-    if model is None or not any(is_thought(b) for m in messages for b in as_blocks(m.get("content"))):
+    if model is None or not request.has(*THOUGHTS):
         return request
     changed = any(change.name in PREFIX_CHANGES for change in request.changes)
     unbound = bool(context.learned(request, "thoughts")) or (model.binds_thinking and changed)

@@ -153,8 +153,7 @@ def as_object(arguments: Any) -> dict[str, Any]:
 def fit_calls(request: ChatRequest) -> ChatRequest:
     """Each call is answered first thing in the user turn behind it, once; neighbours of one role count as one turn."""
     messages: list[Message] = request.body["messages"]
-    kinds = {block.get("type") for message in messages for block in as_blocks(message.get("content"))}
-    if not kinds & {"tool_use", "tool_result"}:
+    if not request.has("tool_use", "tool_result"):
         return request
     calls = Calls()
     new: list[Message] = []
