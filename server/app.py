@@ -75,11 +75,9 @@ def build(
     data_dir, patience = config.data_dir.expanduser(), patience or Patience()
     warnings = prepare_folder(data_dir)
     models = Models.load()
-    books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
     try:
         keys = ClientKeys(data_dir, clock=clock)
     except (sqlite3.OperationalError, OSError) as error:
-        books.close()
         raise StartRefused(
             f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
             "open, or set data_dir in server/config.txt."
@@ -87,9 +85,9 @@ def build(
     first_key = keys.first_key(make=config.make_first_key)
     if refusal := open_doors(config, keys) or unknown_steps(config):
         keys.close()
-        books.close()
         raise refusal
 
+    books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
     personas = Personas(TOP / "presets")
     metrics = Metrics(models)
     receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)

@@ -206,15 +206,15 @@ class ClientKeys:
         raise ProxyError(404, "There is no such key. It may have been revoked already.")
 
     def update(self, key_id: str, **changes: Any) -> dict[str, Any]:
-        """Change name, limits, models or personas of a key; its row then. Raises ProxyError 404."""
+        """Change name, own, limits, models or personas of a key; its row then. Raises ProxyError 404."""
         row = self._db.execute(
             "SELECT id, name, own, limits, models, personas FROM client_keys WHERE id = ?", (key_id,)
         ).fetchone()
         if row is not None:
             client = replace(as_client(*row), **changes)
             self._db.execute(
-                "UPDATE client_keys SET name = ?, limits = ?, models = ?, personas = ? WHERE id = ?",
-                (client.name, *as_json(client.limits, client.models, client.personas), key_id),
+                "UPDATE client_keys SET name = ?, own = ?, limits = ?, models = ?, personas = ? WHERE id = ?",
+                (client.name, client.own, *as_json(client.limits, client.models, client.personas), key_id),
             )
         return self.row(key_id)
 

@@ -532,6 +532,18 @@ async def test_a_revoked_key_ends_at_once(proxy, anthropic):
 # -- the addresses
 
 
+async def test_a_key_is_shown_once_listed_by_its_beginning_with_its_last_use_and_gone_when_revoked(proxy, anthropic):
+    key = await make_key(proxy)
+    assert (await chat(proxy, key)).status == 200
+    listed = await proxy.owner("GET", "/api/keys")
+    (row,) = listed.json["keys"]
+    assert key["key"].encode() not in listed.raw
+    assert key["key"].endswith(row["ends_with"])
+    assert datetime.fromisoformat(row["last_used_at"]).timestamp() > 0
+    assert (await proxy.owner("DELETE", f"/api/keys/{key['id']}")).status == 204
+    assert (await proxy.owner("GET", "/api/keys")).json["keys"] == []
+
+
 async def test_a_keys_holder_sees_their_own_account_and_nothing_else(proxy, anthropic):
     bill = []
     bills(anthropic, bill)
@@ -567,6 +579,7 @@ async def test_the_holders_address_opens_to_a_client_key_alone(proxy):
     [
         {"limits": {"usd_per_day": "much"}},
         {"limits": []},
+        {"own": "yes"},
         {"models": "claude"},
         {"models": [""]},
         {"models": [1]},

@@ -141,9 +141,9 @@ def test_a_key_carries_its_limits_models_and_personas_over_a_restart(keys, tmp_p
 def test_a_change_is_in_force_at_once_and_leaves_the_rest(keys):
     row, key = keys.make("tablet", limits=Limits(usd_per_day=1.5), models=["a"])
     assert keys.update(row["id"], limits=Limits(tokens_per_day=5))["limits"]["tokens_per_day"] == 5
-    assert keys.update(row["id"], name="phone")["name"] == "phone"
+    assert keys.update(row["id"], name="phone", own=True)["name"] == "phone"
     found = keys.find(key)
-    assert (found.name, found.limits, found.models) == ("phone", Limits(tokens_per_day=5), ("a",))
+    assert (found.name, found.own, found.limits, found.models) == ("phone", True, Limits(tokens_per_day=5), ("a",))
     with pytest.raises(ProxyError, match="no such key"):
         keys.update("key_of_nobody", name="x")
 

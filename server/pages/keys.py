@@ -60,16 +60,14 @@ def rows_with_use(app: web.Application) -> list[dict[str, Any]]:
 async def make(request: web.Request) -> web.Response:
     """POST /api/keys: the key itself is shown this once."""
     body = await read_object(request, "name", "own", "limits", "models", "personas")
-    if not isinstance(body.get("own", False), bool):
-        raise ProxyError(400, "own: must be true (for the owner's own front ends) or false (for somebody else).")
-    row, key = request.app[KEYS].make(key_name(body), own=body.get("own", False), **may_use(body))
+    row, key = request.app[KEYS].make(key_name(body), **may_use(body))
     return answer({**row, "key": key}, status=201)
 
 
 async def change(request: web.Request) -> web.Response:
-    """PATCH /api/keys/{id}: name, limits (those that are named; null ends one), models, personas."""
+    """PATCH /api/keys/{id}: name, own, limits (those that are named; null ends one), models, personas."""
     keys, key_id = request.app[KEYS], request.match_info["id"]
-    body = await read_object(request, "name", "limits", "models", "personas")
+    body = await read_object(request, "name", "own", "limits", "models", "personas")
     old = keys.row(key_id)
     if isinstance(body.get("limits"), dict):
         body["limits"] = {**old["limits"], **body["limits"]}
@@ -77,7 +75,7 @@ async def change(request: web.Request) -> web.Response:
     if "name" in body:
         changes["name"] = key_name(body)
     if not changes:
-        raise ProxyError(400, "Nothing to change: send name, limits, models or personas.")
+        raise ProxyError(400, "Nothing to change: send name, own, limits, models or personas.")
     return answer(keys.update(key_id, **changes))
 
 
@@ -130,8 +128,12 @@ def what_is_left(most: float | None, used: float) -> float | None:
 
 
 def may_use(body: dict[str, Any]) -> dict[str, Any]:
-    """The limits, models and personas a body names. Raises ProxyError 400."""
+    """Whose a key is to be, its limits, models and personas, as far as a body names them. Raises ProxyError 400."""
     found: dict[str, Any] = {}
+    if "own" in body:
+        if not isinstance(body["own"], bool):
+            raise ProxyError(400, "own: must be true (for the owner's own front ends) or false (for somebody else).")
+        found["own"] = body["own"]
     if "limits" in body:
         found["limits"] = Limits.of(body["limits"])
     for field in ("models", "personas"):
