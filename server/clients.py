@@ -105,6 +105,7 @@ class ClientKeys:
         database = sqlite3.connect(path, timeout=10, isolation_level=None)
         try:
             database.execute("PRAGMA journal_mode=WAL")
+            database.execute("BEGIN IMMEDIATE")  # two first starts at once: one after the other
             database.execute(
                 "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL,"
                 " beginning TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,"
@@ -112,6 +113,7 @@ class ClientKeys:
                 " personas TEXT NOT NULL)"
             )
             database.execute("CREATE INDEX IF NOT EXISTS client_keys_beginning ON client_keys (beginning)")
+            database.execute("COMMIT")
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise sqlite3.DatabaseError(found)

@@ -308,9 +308,8 @@ async def test_a_front_ends_values_cannot_break_out_of_their_header(proxy, anthr
 
 async def test_an_upstreams_error_text_is_data_wherever_it_is_shown(proxy, anthropic):
     nasty = "<img src=x onerror=alert(1)>\r\nSet-Cookie: a=b\x1b[31m"
-    anthropic.will(
-        error(400, "invalid_request_error", nasty), *[plain(b"<script>alert(1)</script>", 502, "text/html")] * 3
-    )
+    anthropic.will(error(400, "invalid_request_error", nasty))
+    anthropic.will(*[plain(b"<script>alert(1)</script>", 502, "text/html")] * 3)
     for _ in range(2):
         reply = await proxy.ask()
         assert reply.headers["Content-Type"].startswith("application/json")
