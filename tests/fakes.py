@@ -81,7 +81,7 @@ class Seen:
 class FakeAnthropic:
     """Queue replies, then read what reached it. With the queue empty it answers in the way asked for."""
 
-    replies: deque[Reply] = field(default_factory=deque)
+    replies: deque[Reply] | Always = field(default_factory=deque)
     answer: Callable[[Seen], Reply] | None = None
     seen: list[Seen] = field(default_factory=list)
     connections: set[int] = field(default_factory=set)
@@ -141,6 +141,19 @@ def stream(*chunks: bytes, gate: asyncio.Event | None = None, last: bytes = b"")
         return response
 
     return reply
+
+
+class Always:
+    """The same reply for ever, in the place of a queue of them."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    def __bool__(self) -> bool:
+        return True
+
+    def popleft(self) -> Reply:
+        return self.reply
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from tests.fakes import (
     PLAIN,
     STREAM,
     STREAM_HEAD,
+    Always,
     chunked,
     error,
     event,
@@ -50,19 +51,6 @@ def reset(writer):
     """Drop a connection with RST, as a router does."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
-
-
-class Always:
-    """The same reply for ever, in the place of a queue of them."""
-
-    def __init__(self, reply):
-        self.reply = reply
-
-    def __bool__(self):
-        return True
-
-    def popleft(self):
-        return self.reply
 
 
 async def until(true):

@@ -6,9 +6,10 @@ failure can be had again.
 
 import asyncio
 import copy
+import io
 import json
 import logging
-from collections import Counter
+from collections import Counter, deque
 from itertools import count
 from random import Random
 
@@ -18,7 +19,7 @@ import pytest
 from server.front import Limits
 from server.models import Models
 from server.serve import fastest_loop
-from tests.fakes import KEY, STREAM, STREAM_HEAD, chunked, fake_anthropic, raw_upstream
+from tests.fakes import KEY, STREAM, STREAM_HEAD, Always, chunked, fake_anthropic, plain, raw_upstream
 from tests.raw_http import CHAT, PATIENCE, answer_to, connected, one_answer, request, send
 from tests.running import running
 from tests.shapes import shapes
@@ -125,6 +126,7 @@ def nothing_went_wrong(caplog):
 @pytest.mark.parametrize("numbers", [FEW, MANY])
 async def test_spoilt_bytes_of_a_request(world, caplog, figure, numbers):
     proxy, anthropic = world
+    anthropic.replies = Always(plain())
     counts = Counter()
 
     async def one(number):
@@ -153,13 +155,14 @@ async def test_spoilt_bytes_of_a_request(world, caplog, figure, numbers):
 @pytest.mark.parametrize("numbers", [FEW, MANY])
 async def test_spoilt_places_in_a_chat(world, caplog, figure, numbers):
     proxy, anthropic = world
+    anthropic.replies = deque()
     counts = Counter()
 
     async def one(number):
         luck = Random(number)
         body = spoilt_value({**luck.choice(SHAPES), "model": luck.choice(MODELS)}, luck)
         path = luck.choice(["/v1/messages"] * 4 + ["/v1/messages/count_tokens"])
-        sent = json.dumps(body).encode()
+        sent = io.BytesIO(json.dumps(body).encode())
         async with proxy.session.post(
             proxy.url + path, data=sent, headers={"x-api-key": KEY, "Content-Type": "application/json"}
         ) as answer:
