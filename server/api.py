@@ -248,11 +248,12 @@ class Doors:
         self._streams.add(stream)
         try:
             await response.prepare(request)
+            transport = request.transport
             async with aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
                     if receipt.ttft_ms is None:
                         receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
-                    if slow(request) or len(chunk) > STALLED_BYTES:
+                    if slow(transport) or len(chunk) > STALLED_BYTES:
                         async with asyncio.timeout(self._patience.reader):
                             await response.write(chunk)
                     else:
@@ -342,9 +343,8 @@ def listed_models(body: bytes | None) -> list[Any]:
     return rows if isinstance(rows, list) else []
 
 
-def slow(request: web.Request) -> bool:
+def slow(transport: asyncio.Transport | None) -> bool:
     """Whether the front end has left much unread, so that the next write may wait for it."""
-    transport = request.transport
     return transport is not None and transport.get_write_buffer_size() > STALLED_BYTES
 
 

@@ -110,6 +110,7 @@ class CacheMemory:
     def __init__(self, secret: bytes, journal: Journal | None = None) -> None:
         self.secret = hashlib.blake2b(secret, digest_size=32, person=b"prompt cache").digest()
         self.digests = Digests(self.secret)
+        self._names: dict[str, str] = {}
         self._journal = journal
         self._entries: dict[Entry, Kept] = {}
         self._requests: deque[Request] = deque(maxlen=REQUESTS)
@@ -129,8 +130,13 @@ class CacheMemory:
 
     def related(self, prompt: Prompt) -> tuple[Request, ...]:
         """The last requests of the same chat, oldest first; whoever paid, whatever the model."""
-        found = (request for request in reversed(self._requests) if prompt.resembles(request.prompt, SAME_CHAT))
-        return tuple(islice(found, RELATED))[::-1]
+        found: list[Request] = []
+        for request in reversed(self._requests):
+            if prompt.resembles(request.prompt, SAME_CHAT):
+                found.append(request)
+                if len(found) == RELATED:
+                    break
+        return tuple(reversed(found))
 
     def upstream(self, name: str) -> Upstream:
         return self._upstreams.get(self._name(name), Upstream())
@@ -139,14 +145,12 @@ class CacheMemory:
         price = model.price
         plain = price.input if price else 0.0
         guess = 1 / (BYTES_PER_TOKEN_NEW if model.display_default == "omitted" else BYTES_PER_TOKEN)
-        terms = Terms(
-            minimum=model.min_cacheable,
-            tokens_per_byte=self._tokens_per_byte.get(model.id, guess),
-            lifetimes=self.upstream(scope.upstream).lifetimes(ttl_allowed, now),
-        )
+        per_byte = self._tokens_per_byte.get(model.id, guess)
+        lifetimes = self.upstream(scope.upstream).lifetimes(ttl_allowed, now)
         if not price or not plain:
-            return terms
-        return replace(terms, read=price.read / plain, write_5m=price.write_5m / plain, write_1h=price.write_1h / plain)
+            return Terms(model.min_cacheable, per_byte, lifetimes=lifetimes)
+        read, write_5m, write_1h = price.read / plain, price.write_5m / plain, price.write_1h / plain
+        return Terms(model.min_cacheable, per_byte, read, write_5m, write_1h, lifetimes)
 
     # --------------------------------------------------------------------------------------------------------- learning
 
@@ -215,7 +219,9 @@ class CacheMemory:
         self._save(facts={f"{kind} {number}": asdict(value)})
 
     def _name(self, upstream: str) -> str:
-        return keyed(self.secret, upstream.encode()).hex()
+        if upstream not in self._names:
+            self._names[upstream] = keyed(self.secret, upstream.encode()).hex()
+        return self._names[upstream]
 
     # ---------------------------------------------------------------------------------------------------------- keeping
 

@@ -101,6 +101,8 @@ class Prompt:
 
     def resembles(self, other: Prompt, share: float) -> bool:
         """Whether their likeness is so much; mostly the common beginning says so already."""
+        if self.chain and self.chain[-1:] == other.chain[-1:]:
+            return self.weight > 0
         if agreed := self.shared(other):
             repeated = self.size[-1] - self.weight
             if self.size[agreed - 1] - repeated >= share * self.weight:

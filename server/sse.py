@@ -132,6 +132,8 @@ class Meter:
     def feed(self, whole: bytes) -> None:
         """Read whole events of a stream."""
         self.events += lines_that_begin(whole, b"data:")
+        if self.spoke and b"message_" not in whole and b"error" not in whole and BLOCK_START not in whole:
+            return  # more of the text, as nearly always
         self.blocks += lines_that_begin(whole, BLOCK_START)
         self.spoke = self.spoke or speaks(whole)
         for event in telling_events(whole):

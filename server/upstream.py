@@ -7,7 +7,7 @@ import io
 import logging
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -67,6 +67,7 @@ class Answer:
         self._response = response
         self._content = response.content
         self._packed = unpacking(response.headers)
+        self._watch = Watch()
         # After a malformed chunk aiohttp's reader waits for ever, though the connection is gone (seen with 3.14.5)
         protocol = None if response.connection is None else response.connection.protocol
         self._closed = None if protocol is None else protocol.closed
@@ -98,8 +99,9 @@ class Answer:
         try:
             if chunk := self._content.read_nowait(READ):
                 return chunk
-            async with asyncio.timeout(patience):
-                return await self._content.read(READ)
+            if self._content.at_eof():
+                return b""
+            return await self._watch.wait(self._content.read(READ), patience)
         except TimeoutError:
             raise Silence from None
         except (aiohttp.ClientError, OSError) as error:
@@ -125,6 +127,7 @@ class Answer:
 
     def close(self) -> None:
         """Give the connection back for the next request if the reply was read to its end, else close it at once."""
+        self._watch.stop()
         if self._closed is not None:
             self._closed.remove_done_callback(self._lost)
             if self._content.is_eof():
@@ -134,6 +137,56 @@ class Answer:
             self._response.release()
         else:
             self._response.close()
+
+
+class Watch:
+    """What `asyncio.timeout` does, for many waits in a row: one timer, set anew only when it rings too early."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = self._until = 0.0
+        self._waiting: asyncio.Task[Any] | None = None
+        self._rang = False
+
+    async def wait(self, reading: Coroutine[Any, Any, bytes], patience: float) -> bytes:
+        """What `reading` brings. Raises TimeoutError after so many seconds."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("only a task can wait")
+        cancelled = task.cancelling()
+        self._waiting, self._rang = task, False
+        self._until = self._loop.time() + patience
+        if self._timer is None or self._until < self._rings_at:
+            self._set()
+        try:
+            return await reading
+        except asyncio.CancelledError:
+            if self._rang and task.uncancel() <= cancelled:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._waiting = None
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self) -> None:
+        self.stop()
+        self._rings_at = self._until
+        self._timer = self._loop.call_at(self._until, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiting is None:
+            return
+        if self._loop.time() < self._until:
+            self._set()
+        elif not self._rang:
+            self._rang = True
+            self._waiting.cancel()
 
 
 class Packed:

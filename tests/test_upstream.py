@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from server.upstream import Broken, Patience, Silence, Upstream, UpstreamFailed
+from server.upstream import Broken, Patience, Silence, Upstream, UpstreamFailed, Watch
 from tests.fakes import STREAM, STREAM_HEAD, chunked, fake_anthropic, plain, raw_upstream, reply_events, stream
 
 pytestmark = pytest.mark.anyio
@@ -228,3 +228,39 @@ async def test_bodies_of_many_megabytes_arrive_whole(upstream):
         await answer.read_all(PATIENCE)
         answer.close()
         assert fake.seen[0].raw == body
+
+
+async def test_many_waits_in_a_row_share_a_timer_and_each_has_its_own_end():
+    watch = Watch()
+
+    async def bring(seconds):
+        await asyncio.sleep(seconds)
+        return b"brought"
+
+    for _ in range(3):
+        assert await watch.wait(bring(0), 60) == b"brought"
+        with pytest.raises(TimeoutError):
+            await watch.wait(bring(60), 0.01)
+        assert await watch.wait(bring(0.02), 60) == b"brought"
+    watch.stop()
+
+
+async def test_a_wait_that_is_cancelled_from_outside_is_no_timeout():
+    watch = Watch()
+    waiting = asyncio.create_task(watch.wait(asyncio.sleep(60), 60))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    watch.stop()
+
+
+async def test_no_connection_is_opened_ahead_while_one_waits(upstream):
+    async with fake_anthropic() as fake:
+        for _ in range(3):
+            upstream.warm(fake.url)
+            answer = await post(upstream, fake.url)
+            await answer.read_all(PATIENCE)
+            answer.close()
+        upstream.warm(fake.url)
+        assert len(fake.connections) == 1
