@@ -1,8 +1,10 @@
-"""Measures what the proxy costs, in ratios within one run: python util/bench.py [LOAD …] [--rounds N] [--json].
+"""Measures what the proxy costs, in ratios within one run: python util/bench.py [LOAD …] [--rounds N] [--loop plain].
 
 Each load is played against the upstream directly, through nginx (when installed), through a naive proxy, and through
 Tavern Proxy with default settings, turn about, on loopback. CPU is that of the whole process between, per request or
-event; added is the median time over going direct. Machines are noisy: compare the columns of one run only.
+event; added is the median time over going direct. Behind the loads come memory, start-up, the loop's lag under bodies
+of 32 MiB, and what becomes of a connection in a minute of silence. Machines are noisy: compare the columns of one run
+only. It needs Linux.
 """
 
 from __future__ import annotations
@@ -11,23 +13,24 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 TOP = Path(__file__).resolve().parent.parent
 KEY = "sk-ant-api03-bench"
 WORDS = "The lantern swung over the wet planks while the river went on talking in its sleep about the hills. "
-TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 @dataclass(frozen=True)
@@ -255,8 +258,9 @@ def cpu(pid: int) -> float:
     """CPU seconds of a process and its children so far (Linux)."""
     total = 0.0
     for one in [pid, *children(pid)]:
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / TICKS
+        for thread in Path(f"/proc/{one}/task").iterdir():
+            with suppress(OSError):  # a thread that ended meanwhile
+                total += int((thread / "schedstat").read_text().split()[0]) / 1e9
     return total
 
 
@@ -271,15 +275,11 @@ def memory(pid: int) -> float:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
 
 def wait_for(port: int) -> None:
-    import socket
-
     for _ in range(600):
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -291,7 +291,8 @@ def wait_for(port: int) -> None:
 
 @contextmanager
 def process(port: int, command: Sequence[str], **environ: str) -> Iterator[int]:
-    running = subprocess.Popen(command, cwd=TOP, env={**os.environ, **environ}, stdout=subprocess.DEVNULL)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | environ
+    running = subprocess.Popen(command, cwd=TOP, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port)
         yield running.pid
@@ -300,7 +301,28 @@ def process(port: int, command: Sequence[str], **environ: str) -> Iterator[int]:
         running.wait(40)
 
 
-def contestants(stack: ExitStack, upstream: int, folder: str, only: Sequence[str]) -> dict[str, tuple[int, int]]:
+def product(loop: str) -> list[str]:
+    """The command that runs Tavern Proxy, without uvloop if the loop is to be the plain one."""
+    if loop != "plain":
+        return [sys.executable, "-m", "server"]
+    plainly = "import sys; sys.modules['uvloop'] = None; from server.__main__ import main; sys.exit(main())"
+    return [sys.executable, "-c", plainly]
+
+
+def settings(port: int, upstream: int, folder: str) -> dict[str, str]:
+    """The defaults, but for where things are."""
+    return {
+        "PROXY_PORT": str(port),
+        "PROXY_DATA_DIR": str(Path(folder) / f"data-{port}"),
+        "PROXY_API_BASE_URL": f"http://127.0.0.1:{upstream}",
+        "PROXY_AUTO_OPEN_BROWSER": "false",
+        "HOME": folder,
+    }
+
+
+def contestants(
+    stack: ExitStack, upstream: int, folder: str, only: Sequence[str], loop: str
+) -> dict[str, tuple[int, int]]:
     """`{name: (port, pid)}` of everything that can be compared on this machine."""
     found: dict[str, tuple[int, int]] = {}
     if shutil.which("nginx") and "nginx" in only:
@@ -313,15 +335,8 @@ def contestants(stack: ExitStack, upstream: int, folder: str, only: Sequence[str
         command = [sys.executable, __file__, "--serve-naive", str(port), f"http://127.0.0.1:{upstream}"]
         found["naive"] = (port, stack.enter_context(process(port, command)))
     port = free_port()
-    settings = {
-        "PROXY_PORT": str(port),
-        "PROXY_DATA_DIR": str(Path(folder) / "data"),
-        "PROXY_API_BASE_URL": f"http://127.0.0.1:{upstream}",
-        "PROXY_AUTO_OPEN_BROWSER": "false",
-        "PROXY_LOG_LEVEL": "WARNING",
-        "HOME": folder,
-    }
-    found["tavern"] = (port, stack.enter_context(process(port, [sys.executable, "-m", "server"], **settings)))
+    running = process(port, product(loop), **settings(port, upstream, folder))
+    found["tavern"] = (port, stack.enter_context(running))
     return found
 
 
@@ -356,15 +371,137 @@ def show(row: dict[str, Any]) -> str:
     return "  ".join(cells)
 
 
+def start_up(loop: str, upstream: int, folder: str) -> str:
+    """CPU from the start to the first answer, against importing the web framework alone."""
+    ours, imports = [], []
+    for _ in range(5):
+        port = free_port()
+        with process(port, product(loop), **settings(port, upstream, folder)) as pid:
+            ask(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            ours.append(cpu(pid))
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", "import aiohttp.web"], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        imports.append(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
+    ratio = statistics.median(ours) / statistics.median(imports)
+    return f"CPU to the first answer: {statistics.median(ours):.2f} s, × import aiohttp.web {ratio:.2f}"
+
+
+def ask(port: int, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
+
+
+def memories(loop: str, upstream: int, folder: str) -> str:
+    """Resident memory of a process that has answered one request, and what a thousand open streams add."""
+    port = free_port()
+    load = next(load for load in LOADS if load.name == "1000 open streams")
+    raw = json.dumps(load.body()).encode()
+    with process(port, product(loop), **settings(port, upstream, folder)) as pid:
+        asyncio.run(play(replace(load, requests=1, connections=1, events=1), port, raw))
+        rest, most = memory(pid), 0.0
+
+        async def watched() -> None:
+            nonlocal most
+            playing = asyncio.create_task(play(load, port, raw))
+            while not playing.done():
+                most = max(most, memory(pid))
+                await asyncio.sleep(0.1)
+            await playing
+
+        asyncio.run(watched())
+    return f"memory at rest: {rest:.0f} MiB; per open stream: {(most - rest) * 1024 / load.connections:.0f} KiB"
+
+
+def silence(loop: str, upstream: int, folder: str, seconds: float) -> str:
+    """How many upstream connections there are before a first turn, and how many are new in one after a silence."""
+    port = free_port()
+    raw = json.dumps(chat(1800)).encode()
+    with process(port, product(loop), **settings(port, upstream, folder)):
+        time.sleep(0.5)
+        before = connections_to(upstream)
+        asyncio.run(play(replace(LOADS[0], requests=1), port, raw))
+        first = connections_to(upstream)
+        time.sleep(seconds)
+        asyncio.run(play(replace(LOADS[0], requests=1), port, raw))
+        second = connections_to(upstream)
+    return (
+        f"connections waiting before the first turn: {len(before)}, opened by it: {len(first - before)}, "
+        f"by one after {seconds:.0f} s of silence: {len(second - first)}"
+    )
+
+
+def connections_to(port: int) -> set[str]:
+    """The local ends of the established connections to a port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "01" and row[2].endswith(f":{port:04X}")}
+
+
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    sys.path.insert(0, str(TOP))
+    from server.serve import fastest_loop
+
+    return fastest_loop()
+
+
+def lag(loop: str, upstream: int, folder: str) -> str:
+    """How late the event loop's timers are while bodies of 32 MiB pass."""
+    port = free_port()
+    body = chat(31 * 2**20, 400)
+    load = Load("32 MiB", lambda: body, 6, connections=2)
+    command = [sys.executable, __file__, "--serve-probed", str(port), str(upstream), folder, loop]
+    with process(port, command):
+        asyncio.run(play(load, port, json.dumps(body).encode()))
+    late = sorted(json.loads((Path(folder) / "lag.json").read_text()))
+    p99, worst = late[int(len(late) * 0.99)] * 1000, late[-1] * 1000
+    return f"loop lag with bodies of 32 MiB: p99 {p99:.0f} ms, at most {worst:.0f} ms"
+
+
+async def serve_probed(port: int, upstream: int, folder: str) -> None:
+    """The product in this process, with a task that notes how late its timers are."""
+    sys.path.insert(0, str(TOP))
+    from aiohttp import web
+
+    from server.app import build
+    from server.config import Config
+    from server.front import Runner
+    from server.serve import listen
+
+    config = Config(data_dir=Path(folder) / "probed", api_base_url=f"http://127.0.0.1:{upstream}")
+    runner = Runner(build(config, port).app)
+    await runner.setup()
+    for made in listen("", port):
+        await web.SockSite(runner, made).start()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    late = []
+    while not stop.is_set():
+        begun = loop.time()
+        await asyncio.sleep(0.005)
+        late.append(loop.time() - begun - 0.005)
+    (Path(folder) / "lag.json").write_text(json.dumps(late))
+    await runner.cleanup()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("load", nargs="*", help="words of the loads to play (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="nginx,naive", help="what to compare with")
+    parser.add_argument("--loop", choices=("fastest", "plain"), default="fastest", help="plain: without uvloop")
+    parser.add_argument("--silence", type=float, default=60, help="seconds between two turns; 0 leaves it out")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve-upstream", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--serve-naive", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-probed", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.serve_probed:
+        port, upstream, folder, loop = given.serve_probed
+        serving = serve_probed(int(port), int(upstream), folder)
+        with asyncio.Runner(loop_factory=None if loop == "plain" else fastest_loop()) as runner:
+            return runner.run(serving)
     if given.serve_upstream:
         asyncio.run(serve_upstream(given.serve_upstream))
     if given.serve_naive:
@@ -374,10 +511,17 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         direct = free_port()
         stack.enter_context(process(direct, [sys.executable, __file__, "--serve-upstream", str(direct)]))
-        others = contestants(stack, direct, folder, given.only.split(","))
+        others = contestants(stack, direct, folder, given.only.split(","), given.loop)
         for load in chosen:
             row = measure(load, direct, others, given.rounds)
             print(json.dumps(row) if given.json else show(row), flush=True)
+        if given.load or given.json:
+            return
+        print(memories(given.loop, direct, folder), flush=True)
+        print(start_up(given.loop, direct, folder), flush=True)
+        print(lag(given.loop, direct, folder), flush=True)
+        if given.silence:
+            print(silence(given.loop, direct, folder, given.silence), flush=True)
 
 
 if __name__ == "__main__":
