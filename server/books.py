@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MOST_WAITING = 10_000  # rows held in memory while the disk takes none
+GATHERED = 0.2  # seconds of rows that are written together
 COUNTERS = ("input_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens", "output_tokens")
 # What rows may be grouped by: the column that tells groups apart, and the one a person reads.
 GROUPS = {
@@ -155,14 +157,17 @@ class Books:
     """The tables in data_dir/state.sqlite. A thread of its own reads and writes them, so no request waits for a disk.
 
     `days` is how long rows are kept before only their sums are. Nothing here ever fails a request: what cannot be
-    written waits, and `warnings` says so.
+    written waits, and `warnings` says so. Rows are gathered for a moment: waking the thread costs more than the row.
     """
 
     def __init__(self, path: Path, models: Models, *, days: int, clock: Callable[[], float] = time.time) -> None:
         self._path, self._models, self._days, self._clock = path, models, days, clock
         self._thread = ThreadPoolExecutor(1, "books")
         self._db: sqlite3.Connection | None = None
+        self._added: deque[tuple[Row, Chat | None]] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
         self._waiting: deque[tuple[Row, Chat | None]] = deque(maxlen=MOST_WAITING)
+        self._gathering = False
+        self._hurry = threading.Event()
         self._pruned = ""  # the day of the last look for old rows
         self._damage = ""
         self._trouble = ""
@@ -175,6 +180,7 @@ class Books:
 
     def close(self) -> None:
         """Write what is still waiting, and let go of the file."""
+        self._hurry.set()
         self._thread.submit(self._close)
         self._thread.shutdown()
 
@@ -182,7 +188,10 @@ class Books:
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
         """Enter a request that has ended."""
-        self._thread.submit(self._write, Row.of(receipt, self._models), chat)
+        self._added.append((Row.of(receipt, self._models), chat))
+        if not self._gathering:
+            self._gathering = True
+            self._thread.submit(self._write_soon)
 
     # -- what is asked of them; everything added before is in the answer
 
@@ -281,6 +290,7 @@ class Books:
                 log.warning("The books cannot be read: %s", error)
                 raise ProxyError(503, f"The books cannot be read just now ({error}). Chats go on; try later.") from None
 
+        self._hurry.set()
         return self._thread.submit(answer)
 
     def _connected(self) -> sqlite3.Connection:
@@ -320,20 +330,30 @@ class Books:
         except (sqlite3.Error, OSError) as error:
             self._note_trouble(error)
 
-    def _write(self, row: Row, chat: Chat | None) -> None:
-        self._waiting.append((row, chat))
+    def _write_soon(self) -> None:
+        self._hurry.wait(GATHERED)
+        self._hurry.clear()
+        self._gathering = False
+        self._write()
+
+    def _write(self) -> None:
+        while self._added:
+            self._waiting.append(self._added.popleft())
+        if not self._waiting:
+            return
+        today = self._waiting[-1][0].day
         try:
             db = self._connected()
             db.execute("BEGIN")
             self._enter(db)
-            if row.day != self._pruned:
+            if today != self._pruned:
                 self._prune(db)
             db.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             self._note_trouble(error)
             return
         self._waiting.clear()
-        self._pruned = row.day
+        self._pruned = today
         self._trouble = ""
 
     def _enter(self, db: sqlite3.Connection) -> None:
