@@ -91,6 +91,8 @@ async def drain(screen: Lines, runner: Runner, parts: Parts, stop: Stop) -> None
     for task in (finishing, insisted):
         task.cancel()
     await runner.cleanup()
+    for handler in logging.getLogger().handlers:
+        handler.flush()  # the log has a thread of its own, and this is the last word
     screen.add("Stopped.")
     screen.flush()
 
