@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -23,6 +23,7 @@ TAIL = 100  # lines looked for
 LINES = 400  # lines looked at: what came since then stands behind the tail
 KEPT = 300  # chats that are recognised
 DIGEST = 8  # bytes
+TEXTS = 8_192  # read and remembered: a few long chats
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,41 @@ class Chat:
         return frozenset(self.lines[:TAIL])
 
 
-def lines_of(body: Mapping[str, Any], secret: bytes) -> tuple[bytes, ...]:
-    """Digests of the last lines the player and the model wrote, newest first. Nothing can be read from them."""
-    return tuple(
-        hashlib.blake2b(line, digest_size=DIGEST, key=secret).digest() for line in islice(written(body), LINES)
-    )
+class Lines:
+    """Digests of the lines the player and the model wrote, newest first. Nothing can be read from them.
+
+    A text is read once: it comes back with every turn, and Python's own keyed hash says which it is.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._known: dict[tuple[int, int], tuple[bytes, ...]] = {}
+
+    def of(self, body: Mapping[str, Any]) -> tuple[bytes, ...]:
+        return tuple(islice((line for text in written(body) for line in self._in(text)), LINES))
+
+    def _in(self, text: str) -> tuple[bytes, ...]:
+        key = (len(text), hash(text))
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= TEXTS:
+                self._known.clear()
+            known = self._known[key] = tuple(self._digests(text.encode("utf-8", "surrogatepass")))
+        return known
+
+    def _digests(self, text: bytes) -> Iterator[bytes]:
+        for line in map(bytes.strip, reversed(text.split(b"\n"))):
+            if line:
+                yield hashlib.blake2b(line, digest_size=DIGEST, key=self._secret).digest()
 
 
-def written(body: Mapping[str, Any]) -> Iterable[bytes]:
-    """The lines of the story, from its end. Instructions of the front end's own, role `system`, are left out."""
+def written(body: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of the story, from its end. Instructions of the front end's own, role `system`, are left out."""
     for message in reversed(body["messages"]):
         if message["role"] != "system":
             for block in reversed(as_blocks(message.get("content"))):
                 if block.get("type") == "text":
-                    text = block["text"].encode("utf-8", "surrogatepass")
-                    yield from (line for line in map(bytes.strip, reversed(text.split(b"\n"))) if line)
+                    yield block["text"]
 
 
 def likeness(chat: Chat, lines: frozenset[bytes]) -> float:
@@ -66,12 +87,12 @@ class Chats:
     """The chats of late, the one used last at the end."""
 
     def __init__(self, secret: bytes, known: Iterable[Chat] = ()) -> None:
-        self._secret = hashlib.blake2b(secret, digest_size=32, person=b"chats").digest()
+        self._lines = Lines(hashlib.blake2b(secret, digest_size=32, person=b"chats").digest())
         self._known = OrderedDict((chat.id, chat) for chat in known if chat.lines)
 
     def recognise(self, body: Mapping[str, Any], key_id: str, now: float) -> Chat | None:
         """The chat of a request, as it stands with it; None for a request without a line of text."""
-        lines = lines_of(body, self._secret)
+        lines = self._lines.of(body)
         if not lines:
             return None
         chat = self._same(frozenset(lines), key_id)
