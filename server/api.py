@@ -197,7 +197,11 @@ class Doors:
                 betas=",".join(request.headers.getall("anthropic-beta", ())),
                 counting=door.counting,
             )
-            asked = await asyncio.to_thread(parse) if len(parse.args[0]) > LARGE else parse()
+            if len(parse.args[0]) > LARGE:
+                asked = await asyncio.to_thread(parse)
+                await asyncio.to_thread(self._chats.read_ahead, asked.body)
+            else:
+                asked = parse()
             receipt.model = asked.model
             if not door.counting and (chat := self._chats.recognise(asked.body, client.key_id, receipt.at)):
                 receipt.chat = chat.id

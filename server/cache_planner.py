@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive
 from server.models import Model
-from server.prefix import THOUGHTS, Prompt, read_prompt
+from server.prefix import THOUGHTS, Prompt, blocks, read_prompt
 from server.request import ChatRequest
 from server.rewrite import late_lore, steady_window
 from server.rewrite.cache_marks import marks_in, with_marks, without_marks
@@ -238,6 +238,14 @@ class CachePlanner:
         except Exception:
             log.exception("Planning the prompt cache failed; the request goes without marks.")
             return self._bare(request), None
+
+    def read_ahead(self, request: ChatRequest) -> None:
+        """Read the blocks of a large request before it is planned; a thread may do this."""
+        try:
+            for place, role, block in blocks(without_marks(request.body) if request.is_marked else request.body):
+                self._memory.digests.of(place.part, role, block.get("type", "custom"), block)
+        except Exception:
+            log.exception("Reading ahead for the prompt cache failed.")
 
     def _bare(self, request: ChatRequest) -> ChatRequest:
         try:

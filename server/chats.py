@@ -106,6 +106,10 @@ class Chats:
             self._known.popitem(last=False)
         return chat
 
+    def read_ahead(self, body: Mapping[str, Any]) -> None:
+        """Read the lines of a large request before it is recognised; a thread may do this."""
+        self._lines.of(body)
+
     def _same(self, lines: frozenset[bytes], key_id: str) -> Chat | None:
         """The most alike; of equals the one used last. Chats of other keys are other people's."""
         alike = [(likeness(chat, lines), chat) for chat in reversed(self._known.values()) if chat.key_id == key_id]

@@ -198,7 +198,7 @@ class Relay:
             now=self._clock(),
         )
         if request.size > LARGE or request.has("image"):  # pictures may have to be saved anew
-            sent = await asyncio.to_thread(rewrite, request, context)
+            sent = await asyncio.to_thread(self._rewrite_ahead, request, context)
         else:
             sent = rewrite(request, context)
         if self._planner is None:
@@ -233,6 +233,13 @@ class Relay:
         """Whether Anthropic's own API is there; on this computer, what api_base_url names stands for it."""
         host = urlsplit(base_url).hostname or ""
         return host.endswith(".anthropic.com") or (is_loopback(host) and base_url == self._base_url)
+
+    def _rewrite_ahead(self, request: ChatRequest, context: Context) -> ChatRequest:
+        """The same in a thread, where the planner may read it too: what is left for the loop is quick."""
+        sent = rewrite(request, context)
+        if self._planner is not None:
+            self._planner.read_ahead(sent)
+        return sent
 
     def _begun(self, plan: Plan | None, sent: ChatRequest, asked: Asked) -> Callable[[Meter], None]:
         """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""
