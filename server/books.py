@@ -80,7 +80,7 @@ class Row(NamedTuple):
         usd, without = priced or (None, None)
         written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
         cache = receipt.cache.outcome if receipt.cache else unplanned(tokens["cache_read_tokens"], written)["outcome"]
-        named = {name: getattr(receipt, name) for name in cls._fields if hasattr(receipt, name)}
+        named = {name: value for name, value in vars(receipt).items() if name in FIELDS}
         return cls(
             **{
                 **named,
@@ -131,6 +131,9 @@ class Charge(NamedTuple):
     day: str
     usd: float
     tokens: int
+
+
+FIELDS = frozenset(Row._fields)
 
 
 def rounded(usd: float | None) -> float | None:

@@ -102,6 +102,7 @@ class Relay:
     ) -> None:
         self._accounts, self._attempts, self._live, self._lessons = accounts, attempts, live, lessons
         self._planner, self._personas, self._options, self._helps = planner, personas, options, helps
+        self._anthropics: dict[str, bool] = {}  # by base URL
         self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
@@ -231,8 +232,12 @@ class Relay:
 
     def _is_anthropic(self, base_url: str) -> bool:
         """Whether Anthropic's own API is there; on this computer, what api_base_url names stands for it."""
-        host = urlsplit(base_url).hostname or ""
-        return host.endswith(".anthropic.com") or (is_loopback(host) and base_url == self._base_url)
+        known = self._anthropics.get(base_url)
+        if known is None:
+            host = urlsplit(base_url).hostname or ""
+            known = host.endswith(".anthropic.com") or (is_loopback(host) and base_url == self._base_url)
+            self._anthropics[base_url] = known
+        return known
 
     def _rewrite_ahead(self, request: ChatRequest, context: Context) -> ChatRequest:
         """The same in a thread, where the planner may read it too: what is left for the loop is quick."""

@@ -109,8 +109,8 @@ def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
     """The five counters of a `usage` object; writes without a lifetime count as 5 minutes."""
 
     def count(source: Mapping[str, Any], key: str) -> int:
-        value = source.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+        value = source.get(key, 0)
+        return value if type(value) is int and value > 0 else 0
 
     split = usage.get("cache_creation")
     hour = count(split, "ephemeral_1h_input_tokens") if isinstance(split, Mapping) else 0

@@ -19,6 +19,10 @@ FIELDS = frozenset(
         *("diagnostics", "temperature", "top_p", "top_k"),
     }
 )
+# Those that other steps look after.
+PASSING = FIELDS - {
+    *("service_tier", "speed", "inference_geo", "metadata", "output_config", "stop_sequences", "diagnostics"),
+}
 MESSAGE_KEYS = frozenset({"role", "content"})
 MAY_BE_NULL = {"cache_control", "speed", "inference_geo", "container", "diagnostics"}
 FIRST_WITH_PLACE = date(2026, 2, 5)  # Opus 4.6; earlier models refuse `inference_geo`
@@ -78,6 +82,8 @@ def fit_fields(request: ChatRequest, context: Context) -> ChatRequest:
     Fields of a beta pass with that beta's header."""
     if not context.anthropic_upstream:
         return request
+    if is_plain(request):
+        return request
     open_ended = any(not beta.startswith(PLAIN_BETAS) for beta in request.betas)
     known = {field for field, prefix in BETA_FIELDS.items() if any(beta.startswith(prefix) for beta in request.betas)}
     model = context.model_of(request)
@@ -99,6 +105,18 @@ def fit_fields(request: ChatRequest, context: Context) -> ChatRequest:
     odd = {key for key in {*request.body, *body} if key not in body or body[key] != request.body.get(key)}
     named = ", ".join(sorted(readable(key, inside=key in body) for key in odd))
     return request.noted("fit_fields", f"Left out or mended what the API does not know: {named}.", body=body)
+
+
+def is_plain(request: ChatRequest) -> bool:
+    """Whether it has nothing but what passes as it is: so nearly every chat."""
+    body, system = request.body, request.body.get("system")
+    return (
+        body.keys() <= PASSING
+        and not any(value is None for value in body.values())
+        and all(message.keys() <= MESSAGE_KEYS for message in body["messages"])
+        and all(is_known(*shape) for shape in request.shapes)
+        and all(is_known(str(block.get("type")), *block) for block in (system if isinstance(system, list) else ()))
+    )
 
 
 def is_known(kind: str, *keys: str) -> bool:
