@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive
+from server.logs import frames
 from server.models import Model
 from server.prefix import THOUGHTS, Prompt, blocks, read_prompt
 from server.request import ChatRequest
@@ -235,8 +236,8 @@ class CachePlanner:
             if not plan.off:
                 self._waiting.append(plan)
             return planned, plan
-        except Exception:
-            log.exception("Planning the prompt cache failed; the request goes without marks.")
+        except Exception as error:
+            log.error("Planning the prompt cache failed; the request goes without marks: %s", frames(error))
             return self._bare(request), None
 
     def read_ahead(self, request: ChatRequest) -> None:
@@ -253,8 +254,8 @@ class CachePlanner:
             if not removed:
                 return request
             return request.noted("plan_cache", in_words(removed, {}), body=without_marks(request.body))
-        except Exception:
-            log.exception("The front end's cache marks could not be taken out.")
+        except Exception as error:
+            log.error("The front end's cache marks could not be taken out: %s", frames(error))
             return request
 
     def began(self, plan: Plan | None, usage: Mapping[str, Any], started_at: float, began_at: float) -> None:
@@ -264,8 +265,8 @@ class CachePlanner:
         try:
             self._done(plan)
             self._learn(plan, usage, started_at, began_at)
-        except Exception:
-            log.exception("Learning from a reply's cache figures failed.")
+        except Exception as error:
+            log.error("Learning from a reply's cache figures failed: %s", frames(error))
 
     def pinged(self, plan: Plan, at: float) -> None:
         """A ping read the prefix up to the plan's last mark."""

@@ -330,8 +330,7 @@ class Guard:
             raise  # the client has left
         except Exception as error:
             request_id = request[REQUEST_ID] = request.get(REQUEST_ID) or new_request_id()
-            kind = f"{type(error).__module__}.{type(error).__qualname__}"
-            log.error("%s: %s %s: %s%s", request_id, request.method, door.name, kind, frames(error))
+            log.error("%s: %s %s: %s", request_id, request.method, door.name, frames(error))
             ours = ProxyError(500, f"Something went wrong inside the proxy; its log says more under {request_id}.")
             return self._answer(request, door, ours)
 

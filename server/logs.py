@@ -19,9 +19,10 @@ SECRET = re.compile(
 
 
 def frames(error: BaseException) -> str:
-    """Where an error happened: files, lines and functions."""
+    """What went wrong inside, and where: kind, files, lines, functions. Its words stay out: they may quote a chat."""
     steps = traceback.extract_tb(error.__traceback__)
-    return "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps)
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return kind + "".join(f"\n  {step.filename}:{step.lineno} in {step.name}" for step in steps)
 
 
 class Redacting(logging.Formatter):

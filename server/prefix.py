@@ -124,8 +124,7 @@ class Digests:
         return len(self._known)
 
     def of(self, part: str, role: str, kind: str, block: Mapping[str, Any]) -> tuple[bytes, int]:
-        if kind == "text" and len(block) == 2:
-            said = block["text"]
+        if kind == "text" and len(block) == 2 and isinstance(said := block.get("text"), str):
             key = (part, role, "", len(said), hash(said))
         elif picture := picture_in(block):
             media_type, data = picture
@@ -230,8 +229,8 @@ def is_web_search(tool: Mapping[str, Any]) -> bool:
 
 def content_of(block: Mapping[str, Any]) -> tuple[bytes, int]:
     """What of a block the cache compares, and what it counts like in bytes of text."""
-    if block.get("type") == "text" and len(block) == 2:
-        raw = block["text"].encode("utf-8", "surrogatepass")
+    if block.get("type") == "text" and len(block) == 2 and isinstance(text := block.get("text"), str):
+        raw = text.encode("utf-8", "surrogatepass")
         return raw, len(raw)
     raw = orjson.dumps(block)
     return raw, IMAGE_BYTES if block.get("type") == "image" else len(raw)
@@ -242,8 +241,8 @@ def can_carry_mark(part: str, role: str, kind: str, block: Mapping[str, Any]) ->
     if role == "system":
         return False
     if kind == "text":
-        text = block["text"]
-        return bool(text) and not text.isspace()
+        text = block.get("text")
+        return isinstance(text, str) and bool(text) and not text.isspace()
     if part == "messages":
         return kind in MARKABLE or kind.endswith("_tool_result")
     return not is_web_search(block) and not block.get("defer_loading")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from server import oauth
 from server.config import url_problem
 from server.files import Busy, Damaged, why
+from server.logs import frames
 from server.oauth import InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token
 from server.shared_json import Document, Edit, SharedJson
 
@@ -327,7 +328,7 @@ class Login:
             return
         error = task.exception()  # looking at it also says that somebody did
         if error and not isinstance(error, (InvalidGrant, Unavailable)):
-            logger.error("Renewing a login failed unexpectedly", exc_info=error)
+            logger.error("Renewing a login failed unexpectedly: %s", frames(error))
 
     async def _renew(self, stale: str) -> Tokens:
         """Lock, reload, look again, renew, save before use, release."""

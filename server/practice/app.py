@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from server.errors import ProxyError
+from server.logs import frames
 from server.models import Model, Models
 from server.practice.accounting import Entry, Prompt, missed_because, read_prompt, remember, settle, usage
 from server.practice.asked import Kind
@@ -210,8 +211,8 @@ async def errors(
         refused = ProxyError(413, "Request exceeds the maximum size")
     except web.HTTPException as left:
         refused = ProxyError(left.status, "Not found" if left.status == 404 else left.reason)
-    except Exception:
-        log.exception("The practice upstream failed")
+    except Exception as error:
+        log.error("The practice upstream failed: %s", frames(error))
         refused = ProxyError(500, "Internal server error")
     return web.json_response(refused.body(request[REQUEST_ID]), status=refused.status)
 

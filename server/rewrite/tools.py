@@ -65,7 +65,7 @@ def fit_definitions(request: ChatRequest, context: Context) -> ChatRequest:
     for tool in given if isinstance(given, list) else ():
         fitted = definition(tool) if isinstance(tool, dict) else None
         name = tool_name(fitted) if fitted else ""
-        if fitted is None or name in names or fitted.get("type") in refused:
+        if fitted is None or name in names or str(fitted.get("type")) in refused:
             continue
         names.add(name)
         tools.append(fitted)
@@ -296,7 +296,7 @@ def choice_of(choice: Any, names: set[str]) -> dict[str, Any] | None:
         kind, name = "tool", inner.get("name")
     kind = {"required": "any"}.get(str(kind), kind)
     if kind == "tool":
-        name = name if name in names else plain_name(str(name))
+        name = name if isinstance(name, str) and name in names else plain_name(str(name))
         if name not in names:
             kind = "auto"
     if kind not in ("auto", "any", "tool", "none"):

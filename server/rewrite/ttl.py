@@ -15,7 +15,7 @@ def strip_ttl(request: ChatRequest, context: Context) -> ChatRequest:
     if not ttl_is_stripped(context):
         return request
     body = dict(request.body)
-    count = sum("ttl" in (thing.get("cache_control") or ()) for thing in marked(body))
+    count = sum(isinstance(mark := thing.get("cache_control"), dict) and "ttl" in mark for thing in marked(body))
     if not count:
         return request
     changed = without_ttl(body)
