@@ -40,6 +40,11 @@ class Asked:
     receipt: Receipt
     hold: Hold  # on what the client's key may spend
 
+    @property
+    def passed_on(self) -> Mapping[str, str]:
+        """Its headers as far as they may choose something for the account: a guest's may not."""
+        return self.headers if self.client.own else {}
+
 
 Begun = Callable[[Meter], None]
 
@@ -54,7 +59,7 @@ class Attempts:
         """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned, and
         `begun` was told what it says of its prompt."""
         body = await asyncio.to_thread(orjson.dumps, sent.body) if sent.size > LARGE else orjson.dumps(sent.body)
-        headers = headers_for(sent, credential, asked.headers)
+        headers = headers_for(sent, credential, asked.passed_on)
         answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
         kept = False
         try:
@@ -113,7 +118,7 @@ class Attempts:
 
     async def count(self, asked: Asked, sent: ChatRequest, credential: Credential) -> int | None:
         """The tokens of a prompt as the upstream itself counts them, which costs nothing; None where it does not."""
-        headers = headers_for(sent, credential, asked.headers)
+        headers = headers_for(sent, credential, asked.passed_on)
         try:
             answer = await self._upstream.send(
                 "POST", credential.base_url, COUNT_TOKENS, headers, orjson.dumps(sent.body)

@@ -75,13 +75,13 @@ def prepare_folder(data_dir: Path) -> list[str]:
         if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "permission denied")
     except OSError as error:
-        remedy = (
-            f"sudo chown -R {os.getuid()}:{os.getgid()} “{data_dir}”" if hasattr(os, "getuid") else "another data_dir"
-        )
-        raise StartRefused(
-            f"The data folder {data_dir} cannot be used ({(error.strerror or 'failed').lower()}). "
-            f"Give it to the user who runs the proxy ({remedy}), or set data_dir in server/config.txt."
-        ) from None
+        why = (error.strerror or "failed").lower()
+        if data_dir.is_dir() and hasattr(os, "getuid"):
+            whose = f"sudo chown -R {os.getuid()}:{os.getgid()} '{data_dir}'"
+            remedy = f"Give it to the user who runs the proxy ({whose}), or set data_dir in server/config.txt."
+        else:
+            remedy = "Set data_dir in server/config.txt to a folder of your own."
+        raise StartRefused(f"The data folder {data_dir} cannot be used ({why}). {remedy}") from None
     return warnings
 
 
