@@ -19,6 +19,24 @@ def figure(record_property):
     return partial(record_property, "figure")
 
 
+@pytest.fixture
+async def anthropic():
+    """A fake upstream, ready to queue replies for."""
+    from tests.fakes import fake_anthropic
+
+    async with fake_anthropic() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def proxy(tmp_path, anthropic):
+    """The whole program in this process, before that upstream."""
+    from tests.running import running
+
+    async with running(tmp_path, anthropic.url) as made:
+        yield made
+
+
 def left_out(config):
     """`(test, reason)` of each skipped test."""
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])

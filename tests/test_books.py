@@ -20,7 +20,7 @@ from server.models import Models
 from server.request import Change
 from server.usage import Receipt
 from tests.chats import Chat as Played
-from tests.fakes import ASK, KEY, fake_anthropic, plain, reply_events, stream
+from tests.fakes import ASK, KEY, plain, reply_events, stream
 from tests.pools import Clock
 from tests.running import running
 
@@ -250,18 +250,6 @@ async def test_a_place_where_no_file_can_be_fails_no_request(tmp_path, clock):
 
 
 # -- the addresses
-
-
-@pytest.fixture
-async def anthropic():
-    async with fake_anthropic() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def proxy(tmp_path, anthropic):
-    async with running(tmp_path, anthropic.url) as made:
-        yield made
 
 
 async def test_usage_and_its_exports(proxy):

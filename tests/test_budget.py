@@ -14,7 +14,7 @@ from server.days import begins
 from server.errors import ProxyError
 from server.models import Models, cost
 from server.usage import Receipt
-from tests.fakes import ASK, STREAM, error, fake_anthropic, plain, reply_events, stream
+from tests.fakes import ASK, STREAM, error, plain, reply_events, stream
 from tests.pools import Clock
 from tests.running import running
 
@@ -234,12 +234,6 @@ def test_a_revoked_keys_requests_end(clock):
 
 
 # -- on the road
-
-
-@pytest.fixture
-async def anthropic():
-    async with fake_anthropic() as fake:
-        yield fake
 
 
 @pytest.fixture

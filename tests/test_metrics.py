@@ -7,7 +7,7 @@ from server.cache_why import CacheStory
 from server.metrics import Metrics, outcome_of
 from server.models import Models
 from server.usage import Receipt
-from tests.fakes import error, fake_anthropic
+from tests.fakes import error
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
@@ -61,12 +61,6 @@ def test_counts_are_those_of_the_receipts():
     assert found[("tavern_duration_seconds_sum",)] == 1.5
     assert (found["tavern_accounts", "ready"], found["tavern_accounts", "resting"]) == (2, 1)
     assert found[("tavern_requests_in_progress",)] == 2
-
-
-@pytest.fixture
-async def anthropic():
-    async with fake_anthropic() as fake:
-        yield fake
 
 
 async def test_the_running_programs_counts_and_no_name_in_them(tmp_path, anthropic):

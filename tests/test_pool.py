@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.chats import Chat as Played
-from tests.fakes import error, fake_anthropic, plain, stream
+from tests.fakes import error, plain, stream
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
@@ -47,12 +47,6 @@ FAILURES = {
     "403": lambda: error(403, "permission_error", "Your account does not have access to this model."),
     "reset": lambda: reset,
 }
-
-
-@pytest.fixture
-async def anthropic():
-    async with fake_anthropic() as fake:
-        yield fake
 
 
 async def add(proxy, key, name, **changes):

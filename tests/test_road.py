@@ -15,7 +15,6 @@ from tests.fakes import (
     chunked,
     error,
     event,
-    fake_anthropic,
     plain,
     raw_upstream,
     reply_events,
@@ -25,18 +24,6 @@ from tests.running import running
 
 pytestmark = pytest.mark.anyio
 PATIENCE = 20
-
-
-@pytest.fixture
-async def anthropic():
-    async with fake_anthropic() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def proxy(tmp_path, anthropic):
-    async with running(tmp_path, anthropic.url) as made:
-        yield made
 
 
 async def sign_in(proxy, key="sk-ant-api03-the-owners-own-key-0002"):

@@ -32,18 +32,6 @@ def anyio_backend():
     return "asyncio", {"use_uvloop": fastest_loop() is not None}
 
 
-@pytest.fixture
-async def anthropic():
-    async with fake_anthropic() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def proxy(tmp_path, anthropic):
-    async with running(tmp_path, anthropic.url) as made:
-        yield made
-
-
 async def add_account(proxy, key=OWN, **more):
     return await proxy.owner("POST", "/api/accounts", json={"kind": "api_key", "name": "mine", "api_key": key, **more})
 
