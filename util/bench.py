@@ -418,14 +418,15 @@ def silence(loop: str, upstream: int, folder: str, seconds: float) -> str:
     """How many upstream connections there are before a first turn, and how many are new in one after a silence."""
     port = free_port()
     raw = json.dumps(chat(1800)).encode()
+    others = connections_to(upstream)
     with process(port, product(loop), **settings(port, upstream, folder)):
         time.sleep(0.5)
-        before = connections_to(upstream)
+        before = connections_to(upstream) - others
         asyncio.run(play(replace(LOADS[0], requests=1), port, raw))
-        first = connections_to(upstream)
+        first = connections_to(upstream) - others
         time.sleep(seconds)
         asyncio.run(play(replace(LOADS[0], requests=1), port, raw))
-        second = connections_to(upstream)
+        second = connections_to(upstream) - others
     return (
         f"connections waiting before the first turn: {len(before)}, opened by it: {len(first - before)}, "
         f"by one after {seconds:.0f} s of silence: {len(second - first)}"
