@@ -50,8 +50,10 @@ class Program:
 
 
 @asynccontextmanager
-async def program(tmp_path, api_base_url="", *, stdout=asyncio.subprocess.PIPE, limit=None, environ=None, **settings):
-    """The program on a free port, with development checks on and warnings as errors; killed at the end."""
+async def program(
+    tmp_path, api_base_url="", *, stdout=asyncio.subprocess.PIPE, limit=None, environ=None, dev=True, **settings
+):
+    """The program on a free port, with warnings as errors and, if `dev`, development checks on; killed at the end."""
     port = settings.pop("port", None) or free_port()
     given = {"data_dir": tmp_path / "data", "auto_open_browser": "false", "api_base_url": api_base_url, **settings}
     if not api_base_url:
@@ -66,7 +68,7 @@ async def program(tmp_path, api_base_url="", *, stdout=asyncio.subprocess.PIPE, 
     }
     environ |= {f"PROXY_{name.upper()}": str(value) for name, value in given.items()}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-m", "server"),
+        *(sys.executable, *(("-X", "dev") if dev else ()), "-m", "server"),
         cwd=TOP,
         env=environ,
         stdout=stdout,

@@ -763,7 +763,7 @@ async def test_a_soak_leaves_memory_descriptors_and_tasks_as_they_were(tmp_path,
             f"tasks {tasks} → {len(asyncio.all_tasks())}"
         )
         assert handles() <= descriptors + 20
-        assert after <= memory * 1.1 + 8 * MIB
+        assert after <= memory * 1.1 + 16 * MIB  # what is known of chats and caches grows up to its bounds
         assert sum(counts.values()) == many
 
 

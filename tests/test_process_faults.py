@@ -1,17 +1,31 @@
 """Faults that only a process can meet: signals, stuck pipes, full disks, sleep; and what it says meanwhile."""
 
 import asyncio
+import http.client
 import json
 import os
 import signal
 import socket
 import sqlite3
+import threading
 import time
 
 import httpx2
 import pytest
 
-from tests.fakes import ASK, KEY, STREAM, error, event, fake_anthropic, plain, reply_events, stream
+from tests.fakes import (
+    ASK,
+    KEY,
+    PLAIN,
+    STREAM,
+    error,
+    event,
+    fake_anthropic,
+    plain,
+    raw_upstream,
+    reply_events,
+    stream,
+)
 from tests.process import free_port, program
 from tests.raw_http import PATIENCE, answer_to, connected, one_answer, request, send
 
@@ -276,42 +290,48 @@ async def test_no_secret_and_no_word_of_a_chat_reaches_the_log_a_page_or_a_file(
     assert "Warning" not in running.said
 
 
+def probe(port, enough):
+    """How long `/health` takes, again and again, as seen from a thread that has nothing else to do."""
+    took = []
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    while not enough.is_set():
+        began = time.monotonic()
+        client.request("GET", "/health")
+        assert client.getresponse().read()
+        took.append(time.monotonic() - began)
+        time.sleep(0.01)
+    client.close()
+    return took
+
+
 @pytest.mark.slow
 async def test_bodies_of_32_mib_hold_up_nobody_else(tmp_path, figure):
     """A `/health` beside them is answered within 50 ms, 99 times of a hundred."""
-    bodies = [
-        {**ASK, "messages": [{"role": "user", "content": "word " * (31 * MIB // 5)}]},
-        {**ASK, "metadata": {"user_id": "x" * 31 * MIB}},
-    ]
-    took, busy = [], True
-    async with fake_anthropic() as fake, program(tmp_path, fake.url) as running:
+    long = {"messages": [{"role": "user", "content": "word " * (31 * MIB // 5)}]}
+    bodies = [json.dumps({**ASK, **more}).encode() for more in (long, {"metadata": {"user_id": "x" * 31 * MIB}})]
+    enough = threading.Event()
 
-        async def probe():
-            async with connected(running.port) as (reader, writer):
-                while busy:
-                    began = time.monotonic()
-                    await send(writer, request(running.port, method="GET", target="/health", body=b""))
-                    await one_answer(reader)
-                    took.append(time.monotonic() - began)
-                    await asyncio.sleep(0.01)
+    async def answer_at_once(reader, writer):
+        body = json.dumps(PLAIN).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
 
-        probing = asyncio.create_task(probe())
-        for body in bodies * 5:
-            raw = json.dumps(body).encode()
-            assert (await answer_to(running.port, request(running.port, body=raw))).status == 200
-            fake.seen.clear()
-        busy = False
-        await probing
-    took.sort()
+    async with raw_upstream(answer_at_once) as url, program(tmp_path, url, dev=False) as running:
+        probing = asyncio.create_task(asyncio.to_thread(probe, running.port, enough))
+        for body in bodies * 10:
+            assert (await answer_to(running.port, request(running.port, body=body))).status == 200
+        enough.set()
+        took = sorted(await probing)
     half, most = took[len(took) // 2] * 1e3, took[int(len(took) * 0.99)] * 1e3
     figure(f"beside 32 MiB bodies: /health p50 {half:.0f} ms, p99 {most:.0f} ms")
-    assert most <= 100
+    assert most <= 100  # on a machine with other work; the aim is 50
 
 
 @pytest.mark.slow
 async def test_two_hundred_streams_take_less_than_150_mib(tmp_path, figure):
     gate = asyncio.Event()
-    async with fake_anthropic() as fake, program(tmp_path, fake.url) as running:
+    async with fake_anthropic() as fake, program(tmp_path, fake.url, dev=False) as running:
         fake.will(*[stream(FIRST, gate=gate, last=STREAM[len(FIRST) :]) for _ in range(200)])
         asked = [asyncio.create_task(answer_to(running.port, request(running.port, body=CHAT))) for _ in range(200)]
         while len(fake.seen) < 200:
@@ -331,7 +351,7 @@ async def test_a_hundred_slow_readers_take_less_than_a_mebibyte_each(tmp_path, f
         return await stream(FIRST, *[block] * 100_000)(request)
 
     deaf = [socket.socket() for _ in range(100)]
-    async with fake_anthropic() as fake, program(tmp_path, fake.url) as running:
+    async with fake_anthropic() as fake, program(tmp_path, fake.url, dev=False) as running:
         fake.will(*[talk_without_end] * 100)
         before = running.about.memory_info().rss
         for one in deaf:
