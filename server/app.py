@@ -87,7 +87,9 @@ def build(
         keys.close()
         raise refusal
 
-    books = Books(data_dir / "state.sqlite", models, days=config.books_days, clock=clock)
+    # Practice is played for nothing: its turns stand in no real book.
+    kept = data_dir / ("practice.sqlite" if config.practice else "state.sqlite")
+    books = Books(kept, models, days=config.books_days, clock=clock)
     personas = Personas(TOP / "presets")
     metrics = Metrics(models)
     receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
@@ -105,7 +107,7 @@ def build(
     )
     owner = Owner.at(data_dir, port, clock)
     live, lessons = Live(models, clock=clock), Lessons(data_dir, models, clock=clock)
-    journal = Journal(data_dir / "state.sqlite", now=clock())
+    journal = Journal(kept, now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if plans_cache(config) else None
     upstream = Upstream(patience)

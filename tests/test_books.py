@@ -412,3 +412,11 @@ def told_reply(told):
     if kind == "hang up":
         return stream(*events[:3], gate=asyncio.Event())
     return stream(*events)
+
+
+async def test_practice_turns_stand_in_no_real_book(tmp_path):
+    async with running(tmp_path, "http://127.0.0.1:9", practice=True) as proxy:
+        assert (await proxy.ask(max_tokens=1)).status == 200
+        assert (await proxy.owner("GET", "/api/usage?by=day")).json["rows"][0]["requests"] == 1
+    async with running(tmp_path, "http://127.0.0.1:9") as proxy:
+        assert (await proxy.owner("GET", "/api/usage?by=day")).json["rows"] == []
