@@ -323,9 +323,10 @@ def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
     """
 
     def tokens(name: str, of: Mapping[str, Any] = usage) -> int:
-        return of.get(name) or 0
+        return whole(of.get(name))
 
-    split = usage.get("cache_creation") or {}
+    split = usage.get("cache_creation")
+    split = split if isinstance(split, Mapping) else {}
     write_1h = tokens("ephemeral_1h_input_tokens", split)
     write_5m = max(tokens("cache_creation_input_tokens") - write_1h, tokens("ephemeral_5m_input_tokens", split))
     read, unread = tokens("cache_read_input_tokens"), tokens("input_tokens")

@@ -19,7 +19,7 @@ import pytest
 from server.front import Limits
 from server.models import Models
 from server.serve import fastest_loop
-from tests.fakes import KEY, STREAM, STREAM_HEAD, Always, chunked, fake_anthropic, plain, raw_upstream
+from tests.fakes import KEY, PLAIN, STREAM, STREAM_HEAD, Always, chunked, fake_anthropic, plain, raw_upstream, stream
 from tests.raw_http import CHAT, PATIENCE, answer_to, connected, one_answer, request, send
 from tests.running import running
 from tests.shapes import shapes
@@ -176,6 +176,38 @@ async def test_spoilt_places_in_a_chat(world, caplog, figure, numbers):
     figure(f"{len(numbers)} chats with spoilt places: {told(counts)}; 0 × 500, 0 hangs")
     assert min(counts[200], counts[400]) > len(numbers) / 20
     assert nothing_went_wrong(caplog)
+
+
+@pytest.mark.parametrize("numbers", [FEW, MANY])
+async def test_spoilt_places_in_a_reply(world, caplog, figure, numbers):
+    """Streamed or not, it comes through as it is, or is an error of its own; books, receipts and metrics bear it."""
+    proxy, anthropic = world
+    events = [orjson.loads(line[5:]) for line in STREAM.split(b"\n") if line.startswith(b"data:")]
+    counts = Counter()
+
+    async def spoilt(request):
+        asked = (await request.json())["messages"][0]["content"]
+        luck = Random(int(asked if isinstance(asked, str) else asked[0]["text"]))
+        if luck.random() < 0.5:
+            return await plain(spoilt_value({**PLAIN, "model": luck.choice(MODELS)}, luck))(request)
+        made = spoilt_value(events, luck)
+        lines = (f"event: {e.get('type') if isinstance(e, dict) else 'odd'}\ndata: {json.dumps(e)}\n\n" for e in made)
+        return await stream("".join(lines).encode(errors="replace"))(request)
+
+    anthropic.replies = Always(spoilt)
+
+    async def one(number):
+        reply = await proxy.ask(messages=[{"role": "user", "content": str(number)}], stream=bool(number % 2))
+        assert "inside the proxy" not in reply.raw.decode()
+        counts[reply.status] += 1
+        anthropic.seen.clear()
+
+    await at_once(numbers, one)
+    figure(f"{len(numbers)} replies with spoilt places: {told(counts)}; 0 × 500 of ours, 0 hangs")
+    assert counts[200] > len(numbers) / 4
+    assert nothing_went_wrong(caplog)
+    for path in ("/api/requests?limit=1000", "/api/usage", "/metrics", "/"):
+        assert (await proxy.owner("GET", path)).status == 200
 
 
 @pytest.mark.parametrize("numbers", [FEW, MANY])
