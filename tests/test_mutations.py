@@ -235,7 +235,7 @@ async def test_spoilt_bytes_of_a_streamed_reply(tmp_path, caplog, figure, number
             reply = await proxy.ask(stream=True)
             assert "inside the proxy" not in reply.raw.decode(errors="replace")
             if reply.status == 200 and reply.headers["Content-Type"].startswith("text/event-stream"):
-                whole = b'{"type": "message_stop"}' in reply.raw
+                whole = b'"type": "message_stop"' in reply.raw
                 counts["whole" if whole else "cut"] += 1
                 assert whole or b"event: error\ndata: {" in reply.raw, reply.raw[-300:]
             else:
