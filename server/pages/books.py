@@ -42,12 +42,11 @@ async def requests(request: web.Request) -> web.Response:
 
 async def newest(app: web.Application, limit: int) -> list[dict[str, Any]]:
     """The rows of the last requests: from memory, and from the books where memory does not reach."""
-    rows = app[RECEIPTS].newest(limit)
-    if len(rows) < limit:
-        known = {row["id"] for row in rows}
-        older = [row.public() for row in await app[BOOKS].requests(limit) if row.id not in known]
-        rows = [*rows, *older][:limit]
-    return rows
+    reaches = len(app[RECEIPTS].newest(limit)) == limit
+    booked = [] if reaches else await app[BOOKS].requests(limit)
+    rows = app[RECEIPTS].newest(limit)  # looked at last: what ended meanwhile is told from here, in full
+    known = {row["id"] for row in rows}
+    return [*rows, *(row.public() for row in booked if row.id not in known)][:limit]
 
 
 async def one_request(app: web.Application, request_id: str) -> dict[str, Any] | None:
