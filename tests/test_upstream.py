@@ -13,7 +13,7 @@ PATIENCE = 20.0
 
 @pytest.fixture
 async def upstream():
-    made = Upstream(Patience(connect=2, first_byte=PATIENCE))
+    made = Upstream(Patience(connect=PATIENCE, first_byte=PATIENCE))
     await made.open()
     yield made
     await made.close()
