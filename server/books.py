@@ -19,7 +19,7 @@ from server.days import begins, day_of
 from server.errors import ProxyError
 from server.files import set_aside_database
 from server.models import Models
-from server.usage import Receipt, price, token_counts, unplanned
+from server.usage import Receipt, price, token_counts, told, unplanned
 
 log = logging.getLogger(__name__)
 
@@ -96,23 +96,10 @@ class Row(NamedTuple):
     def public(self) -> dict[str, Any]:
         """The row of GET /api/requests, as far as the books hold it: changes are counted, not told."""
         return {
-            "id": self.id,
-            "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds"),
-            "kind": self.kind,
-            "model": self.model,
-            "persona": self.persona or None,
-            "account": self.account or None,
-            "key": self.key or None,
-            "chat": self.chat or None,
-            "status": self.status,
-            "stop_reason": self.stop_reason,
-            "ended": self.ended,
-            "attempts": self.attempts,
+            **told(self),
             "tokens": {name: getattr(self, name) for name in COUNTERS},
             "usd": rounded(self.usd),
             "usd_without_cache": rounded(self.usd_without_cache),
-            "ttft_ms": self.ttft_ms,
-            "duration_ms": self.duration_ms,
             "changes": [],
             "changes_count": self.changes,
             "cache": {

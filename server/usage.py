@@ -13,7 +13,7 @@ from server.models import Models, cost
 from server.request import Change
 
 if TYPE_CHECKING:
-    from server.books import Books
+    from server.books import Books, Row
     from server.cache_why import CacheStory
     from server.chats import Chat
     from server.metrics import Metrics
@@ -76,23 +76,10 @@ class Receipt:
         read = tokens["cache_read_tokens"]
         written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
         return {
-            "id": self.id,
-            "at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds"),
-            "kind": self.kind,
-            "model": self.model,
-            "persona": self.persona or None,
-            "account": self.account or None,
-            "key": self.key or None,
-            "chat": self.chat or None,
-            "status": self.status,
-            "stop_reason": self.stop_reason,
-            "ended": self.ended,
-            "attempts": self.attempts,
+            **told(self),
             "tokens": tokens,
             "usd": round(priced[0], 8) if priced else None,
             "usd_without_cache": round(priced[1], 8) if priced else None,
-            "ttft_ms": self.ttft_ms,
-            "duration_ms": self.duration_ms,
             "changes": [{"name": change.name, "detail": change.detail} for change in self.changes],
             "changes_count": len(self.changes),
             "cache": self.cache.public() if self.cache else unplanned(read, written),
@@ -103,6 +90,26 @@ def price(models: Models, model: str, usage: Mapping[str, Any]) -> tuple[float, 
     """Dollars for a reply's `usage`, and what it would have cost uncached; None for a model without a known price."""
     found = models.find(model)
     return cost(found, usage) if found else None
+
+
+def told(turn: Receipt | Row) -> dict[str, Any]:
+    """What a turn's row in GET /api/requests says alike, whether its receipt is still there or only the books'."""
+    return {
+        "id": turn.id,
+        "at": datetime.fromtimestamp(turn.at, UTC).isoformat(timespec="milliseconds"),
+        "kind": turn.kind,
+        "model": turn.model,
+        "persona": turn.persona or None,
+        "account": turn.account or None,
+        "key": turn.key or None,
+        "chat": turn.chat or None,
+        "status": turn.status,
+        "stop_reason": turn.stop_reason,
+        "ended": turn.ended,
+        "attempts": turn.attempts,
+        "ttft_ms": turn.ttft_ms,
+        "duration_ms": turn.duration_ms,
+    }
 
 
 def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
