@@ -37,6 +37,23 @@ async def proxy(tmp_path, anthropic):
         yield made
 
 
+@pytest.fixture
+async def oauth():
+    """A token endpoint."""
+    from tests.fake_oauth import FakeOAuth
+
+    async with FakeOAuth().serving() as oauth:
+        yield oauth
+
+
+@pytest.fixture
+def clock():
+    """A clock that the test moves."""
+    from tests.pools import Clock
+
+    return Clock()
+
+
 def left_out(config):
     """`(test, reason)` of each skipped test."""
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])

@@ -22,11 +22,9 @@ from server.accounts import (
 from server.errors import ProxyError
 from server.health import Rest, longer_rest
 from server.oauth import Tokens
-from tests.fake_oauth import FakeOAuth
 from tests.pools import (
     NOW,
     UPSTREAM,
-    Clock,
     as_plain_user,
     login,
     make_pool,
@@ -232,17 +230,6 @@ def test_what_is_meant_as_a_credential_but_cannot_be_one_is_refused_not_paid_by_
 
 
 # ---- the pool
-
-
-@pytest.fixture
-async def oauth():
-    async with FakeOAuth().serving() as oauth:
-        yield oauth
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from server.ant import config_dir, profiles
 from server.errors import ProxyError
 from tests.fake_oauth import FakeOAuth
-from tests.pools import NOW, UPSTREAM, Clock, make_pool, needs_posix, started, stored, write_json
+from tests.pools import NOW, UPSTREAM, make_pool, needs_posix, started, stored, write_json
 
 pytestmark = pytest.mark.anyio
 
@@ -24,11 +24,6 @@ async def oauth():
     async with FakeOAuth().serving() as oauth:
         oauth.told = {}
         yield oauth
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -8,18 +8,11 @@ import time
 
 import pytest
 
-from tests.fake_oauth import FakeOAuth
 from tests.pools import TOP, Clock, login, make_pool, started, stored
 
 pytestmark = pytest.mark.anyio
 
 SCRIPT = TOP / "util" / "bearer_token.py"
-
-
-@pytest.fixture
-async def oauth():
-    async with FakeOAuth().serving() as oauth:
-        yield oauth
 
 
 async def run(folder, oauth, *args, **environ):

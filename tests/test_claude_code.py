@@ -10,10 +10,8 @@ import pytest
 from server.claude_code import credentials_file, tokens_in
 from server.errors import ProxyError
 from server.wallet import CLAUDE_CODE
-from tests.fake_oauth import FakeOAuth
 from tests.pools import (
     NOW,
-    Clock,
     as_plain_user,
     login,
     make_pool,
@@ -28,17 +26,6 @@ pytestmark = pytest.mark.anyio
 
 LIFE = 28_800
 TOO_LATE = 30_000
-
-
-@pytest.fixture
-async def oauth():
-    async with FakeOAuth().serving() as oauth:
-        yield oauth
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

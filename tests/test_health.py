@@ -11,7 +11,7 @@ from server.errors import ProxyError
 from server.explain import Refusal
 from server.health import GENTLE_SECONDS, Gauge, Rest, gauges_of, nearly_empty, rest_after
 from tests.fake_oauth import FakeOAuth
-from tests.pools import NOW, Clock, make_pool, started
+from tests.pools import NOW, make_pool, started
 
 pytestmark = pytest.mark.anyio
 UNIFIED = "anthropic-ratelimit-unified-"
@@ -133,11 +133,6 @@ def test_round_robin_takes_turns_and_priority_takes_the_first():
 
 
 # -- rests that end early
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -9,23 +9,11 @@ import pytest
 
 from server.errors import ProxyError
 from server.signin import LIFE, MOST, SignIn, SignInFailed, authorize_url, challenge, new_secret, split_code
-from tests.fake_oauth import FakeOAuth
-from tests.pools import Clock, needs_posix, settings
+from tests.pools import needs_posix, settings
 
 pytestmark = pytest.mark.anyio
 
 USUAL = settings("https://console.anthropic.com/v1/oauth/token")
-
-
-@pytest.fixture
-async def oauth():
-    async with FakeOAuth().serving() as oauth:
-        yield oauth
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

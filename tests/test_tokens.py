@@ -27,22 +27,11 @@ from server.tokens import (
     with_tokens,
 )
 from tests.fake_oauth import FakeOAuth
-from tests.pools import NOW, Clock, login, make_pool, needs_posix, python, settings, started, stored
+from tests.pools import NOW, login, make_pool, needs_posix, python, settings, started, stored
 
 pytestmark = pytest.mark.anyio
 
 TOO_LATE = 30_000.0  # seconds after which the usual login has ended
-
-
-@pytest.fixture
-async def oauth():
-    async with FakeOAuth().serving() as oauth:
-        yield oauth
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture
