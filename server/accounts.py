@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from math import ceil, inf, isfinite
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal
 
 from server.ant import AntHome, AntProfile
 from server.claude_code import ON_A_MAC
 from server.config import url_problem
+from server.days import rfc3339
 from server.errors import ProxyError
 from server.health import (
     STRAINED_SECONDS,
@@ -116,16 +117,6 @@ def settle(account: Account, now: float) -> Account:
     if account.state == "resting" and account.rests_until is not None and account.rests_until <= now:
         return replace(account, state="ready", reason="", rests_until=None)
     return account
-
-
-def rfc3339(moment: float | None) -> str | None:
-    """A time for JSON; null also for one that no calendar holds."""
-    if moment is None or not isfinite(moment):
-        return None
-    try:
-        return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return None
 
 
 def choose(

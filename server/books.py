@@ -10,12 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from server.chats import DIGEST, KEPT, Chat
-from server.days import begins, day_of
+from server.days import begins, day_of, rfc3339
 from server.errors import ProxyError
 from server.files import set_aside_database
 from server.models import Models
@@ -389,8 +389,8 @@ class Books:
             yield {
                 "id": chat_id,
                 "name": name or None,
-                "began_at": datetime.fromtimestamp(began_at, UTC).isoformat(timespec="seconds"),
-                "last_at": datetime.fromtimestamp(last_at, UTC).isoformat(timespec="seconds"),
+                "began_at": rfc3339(began_at),
+                "last_at": rfc3339(last_at),
                 "title": name or f"{datetime.fromtimestamp(began_at).astimezone():%d %b %Y, %H:%M}",
             }
 

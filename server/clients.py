@@ -10,13 +10,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from server.budget import NO_LIMITS, Limits
+from server.days import rfc3339
 from server.errors import ProxyError
 from server.files import set_aside_database, write_private
 from server.models import Models
@@ -271,7 +271,3 @@ def as_client(key_id: str, name: str, own: int, limits: str, models: str, person
 def as_json(limits: Limits, models: Iterable[str], personas: Iterable[str]) -> tuple[str, str, str]:
     given = {name: value for name, value in limits.public().items() if value is not None}
     return orjson.dumps(given).decode(), orjson.dumps(list(models)).decode(), orjson.dumps(list(personas)).decode()
-
-
-def rfc3339(at: float | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

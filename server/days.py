@@ -1,9 +1,10 @@
-"""The calendar of the books: days and months begin at midnight by this computer's clock."""
+"""The calendar: days and months begin at midnight by this computer's clock; times as the API tells them."""
 
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from math import isfinite
 
 from server.errors import ProxyError
 
@@ -33,6 +34,16 @@ def month_of(at: float) -> date:
 def next_month(at: float) -> float:
     """When the month of this moment ends."""
     return begins((month_of(at) + timedelta(days=31)).replace(day=1))
+
+
+def rfc3339(at: float | None, timespec: str = "seconds") -> str | None:
+    """A time for JSON, as 2026-11-20T18:30:00Z; null also for one that no calendar holds."""
+    if at is None or not isfinite(at):
+        return None
+    try:
+        return datetime.fromtimestamp(at, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def read_moment(name: str, text: str, *, end: bool = False) -> float:

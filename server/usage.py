@@ -6,9 +6,9 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from server.days import rfc3339
 from server.models import Models, cost
 from server.request import Change
 
@@ -96,7 +96,7 @@ def told(turn: Receipt | Row) -> dict[str, Any]:
     """What a turn's row in GET /api/requests says alike, whether its receipt is still there or only the books'."""
     return {
         "id": turn.id,
-        "at": datetime.fromtimestamp(turn.at, UTC).isoformat(timespec="milliseconds"),
+        "at": rfc3339(turn.at, "milliseconds"),
         "kind": turn.kind,
         "model": turn.model,
         "persona": turn.persona or None,

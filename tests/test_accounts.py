@@ -16,9 +16,9 @@ from server.accounts import (
     Credential,
     choose,
     guest_credential,
-    rfc3339,
     settle,
 )
+from server.days import rfc3339
 from server.errors import ProxyError
 from server.health import Rest, longer_rest
 from server.oauth import Tokens

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import random
+import re
 import sqlite3
 from contextlib import closing, suppress
 from datetime import date, datetime
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.anyio
 MODELS = Models.load()
 NOON = datetime(2026, 11, 20, 12).timestamp()  # noqa: DTZ001 (of this computer's day)
 DAY = 86_400.0
+TIME = re.compile(r"\dT\d\d:\d\d:\d\d(?:\.\d+)?(Z|[^\"]*)\"")
 USED = {"input_tokens": 1000, "output_tokens": 100, "cache_read_input_tokens": 10_000}
 
 
@@ -250,6 +252,16 @@ async def test_a_place_where_no_file_can_be_fails_no_request(tmp_path, clock):
 
 
 # -- the addresses
+
+
+async def test_every_time_the_owner_is_told_has_one_form(proxy):
+    made = await proxy.owner("POST", "/api/keys", json={"name": "tablet"})
+    await proxy.ask(headers={"x-api-key": made.json["key"]}, messages=[{"role": "user", "content": "Once upon a time"}])
+    told = []
+    for path in ("keys", "requests", "chats", "accounts", "usage?by=chat"):
+        told += TIME.findall((await proxy.owner("GET", f"/api/{path}")).raw.decode())
+    assert len(told) >= 5
+    assert [end for end in told if end != "Z"] == []
 
 
 async def test_usage_and_its_exports(proxy):

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 
-from server.accounts import rfc3339
+from server.days import rfc3339
 from server.guard import Door, door_of
 from server.owner import Owner
 from server.pages import page, routes

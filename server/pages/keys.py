@@ -7,10 +7,9 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from server.accounts import rfc3339
 from server.budget import Budgets, Limits
 from server.clients import Client, ClientKeys, presented
-from server.days import begins, day_of, next_day, next_month
+from server.days import begins, day_of, next_day, next_month, rfc3339
 from server.errors import ProxyError
 from server.guard import expect
 from server.pages.accounts import account_name
