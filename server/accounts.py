@@ -281,6 +281,11 @@ class Accounts:
         """What the owner should know now, for the log, /health and the pages."""
         return self._wallet.warnings
 
+    @property
+    def unsaved(self) -> str:
+        """Why what was last changed is in memory only; "" when it is on the disk."""
+        return self._wallet.unsaved
+
     # -- who there is
 
     def all(self) -> tuple[Account, ...]:

@@ -77,12 +77,12 @@ def build(
     models = Models.load()
     try:
         keys = ClientKeys(data_dir, clock=clock)
-    except (sqlite3.OperationalError, OSError) as error:
+        first_key = keys.first_key(make=config.make_first_key)
+    except (sqlite3.OperationalError, OSError, ProxyError) as error:
         raise StartRefused(
             f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
             "open, or set data_dir in server/config.txt."
         ) from None
-    first_key = keys.first_key(make=config.make_first_key)
     if refusal := open_doors(config, keys) or unknown_steps(config):
         keys.close()
         raise refusal

@@ -47,10 +47,10 @@ def ask_running(port: int, method: str, path: str, admin_token: str = "") -> dic
     return answer if isinstance(answer, dict) else None
 
 
-def other_proxy(port: int) -> bool:
-    """Whether another Tavern Proxy answers at this port."""
+def other_proxy(port: int) -> dict[str, object] | None:
+    """What another Tavern Proxy at this port says of its health; None when there is none."""
     answer = ask_running(port, "GET", "/health")
-    return answer is not None and answer.get("status") == "ok" and "version" in answer
+    return answer if answer and answer.get("status") == "ok" and "version" in answer else None
 
 
 def open_running(config: Config) -> int:

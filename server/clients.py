@@ -169,7 +169,7 @@ class ClientKeys:
     ) -> tuple[dict[str, Any], str]:
         """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends."""
         key, key_id = PREFIX + secrets.token_urlsafe(32), f"key_{secrets.token_hex(6)}"
-        self._db.execute(
+        self._change(
             "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?)",
             (
                 *(key_id, name, key[:BEGINNING], key[-4:], digest(key), self._clock(), own),
@@ -214,14 +214,25 @@ class ClientKeys:
         ).fetchone()
         if row is not None:
             client = replace(as_client(*row), **changes)
-            self._db.execute(
+            self._change(
                 "UPDATE client_keys SET name = ?, own = ?, limits = ?, models = ?, personas = ? WHERE id = ?",
                 (client.name, client.own, *as_json(client.limits, client.models, client.personas), key_id),
             )
         return self.row(key_id)
 
     def revoke(self, key_id: str) -> bool:
-        return self._db.execute("DELETE FROM client_keys WHERE id = ?", (key_id,)).rowcount > 0
+        return self._change("DELETE FROM client_keys WHERE id = ?", (key_id,)).rowcount > 0
+
+    def _change(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        """Raises ProxyError 503 when the disk does not take it."""
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise ProxyError(
+                503,
+                f"The keys cannot be changed just now ({error}), and are as they were. "
+                "Make room on the disk, then try again.",
+            ) from None
 
     def find(self, secret: str) -> Client | None:
         """The holder of this key. Looked up by its readable beginning, compared in constant time."""

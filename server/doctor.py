@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import ssl
 import time
@@ -32,6 +33,7 @@ class Finding:
 
 def examine(config: Config) -> int:
     """Look at everything and print it. The exit status: 1 if something is wrong."""
+    logging.getLogger("server").addHandler(logging.NullHandler())  # what is found is printed here, once
     findings = []
     for finding in look(config):
         print(f"  {MARKS[finding.mark]} {finding.what}", flush=True)
@@ -44,6 +46,8 @@ def examine(config: Config) -> int:
 def look(config: Config) -> Iterator[Finding]:
     """Each check in turn, as it is done."""
     yield Finding("ok", "The settings can be read.")
+    if config.practice:
+        yield Finding("note", "Practice mode is on: replies come from the built-in stand-in, and no account is used.")
     yield port(config)
     try:
         warnings = prepare_folder(config.data_dir.expanduser())
@@ -57,15 +61,14 @@ def look(config: Config) -> Iterator[Finding]:
         yield Finding("bad", f"Only {free // 2**20} MiB are free on its disk. Make room, or sign-ins may get lost.")
     yield from personas()
     yield from asyncio.run(sign_ins(config))
-    if config.practice:
-        yield Finding("note", "Practice mode is on: replies come from the built-in practice upstream.")
-    else:
+    if not config.practice:
         yield from asyncio.run(reach(config.api_base_url))
 
 
 def port(config: Config) -> Finding:
-    if other_proxy(config.port):
-        return Finding("ok", f"A Tavern Proxy is running at port {config.port}.")
+    if running := other_proxy(config.port):
+        how = ", in practice mode: its replies come from the built-in stand-in" if running.get("practice") else ""
+        return Finding("ok", f"A Tavern Proxy is running at port {config.port}{how}.")
     try:
         for made in listen(config.host, config.port):
             made.close()

@@ -134,6 +134,10 @@ class Wallet:
             found.append("A sign-in lacks the right user:inference and cannot chat. Sign in again.")
         return found
 
+    @property
+    def unsaved(self) -> str:
+        return self._file.unsaved
+
     # -- looking
 
     async def look(self) -> None:

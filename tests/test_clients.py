@@ -50,10 +50,10 @@ def test_last_use_is_noted(tmp_path):
     _, key = keys.make("tablet")
     assert keys.rows()[0]["last_used_at"] is None
     keys.find(key)
-    assert keys.rows()[0]["last_used_at"] == "1970-01-01T00:16:40+00:00"
+    assert keys.rows()[0]["last_used_at"] == "1970-01-01T00:16:40Z"
     now[0] += 3600
     keys.find(key)
-    assert keys.rows()[0]["last_used_at"] == "1970-01-01T01:16:40+00:00"
+    assert keys.rows()[0]["last_used_at"] == "1970-01-01T01:16:40Z"
     keys.close()
 
 

@@ -341,6 +341,32 @@ async def test_a_good_key_is_tried_and_saved(tavern, browser):
     assert [a.ends_with for a in tavern.accounts.all()] == [KEY[-4:]]
 
 
+async def test_the_same_key_again_is_said_to_be_there_already(tavern, browser):
+    _, first = await browser.say("POST", "/auth/api-key", {"api_key": KEY})
+    status, again = await browser.say("POST", "/auth/api-key", {"api_key": KEY})
+    assert (status, again["outcome"]) == (200, "known")
+    assert again["account"]["id"] == first["account"]["id"]
+    assert (await browser.say("POST", "/api/accounts", {"kind": "api_key", "api_key": KEY}))[0] == 200
+    assert len(tavern.accounts.all()) == 1
+    _, text, _ = await browser.see(f"/accounts?joined={first['account']['id']}&outcome=known")
+    assert "was there already" in text
+
+
+async def test_a_key_that_cannot_be_saved_works_and_says_so(tavern, browser, tmp_path):
+    away = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-away"))  # a drive that was unplugged
+    tmp_path.write_text("something else")
+    status, made = await browser.say("POST", "/auth/api-key", {"api_key": KEY})
+    assert (status, made["outcome"], made["account"]["state"]) == (200, "unsaved", "ready")
+    assert "could not be saved" in made["note"]
+    status, other = await browser.say("POST", "/api/accounts", {"kind": "api_key", "api_key": KEY + "2"})
+    assert status == 201
+    assert "could not be saved" in other["note"]
+    _, text, _ = await browser.see(f"/accounts?joined={made['account']['id']}&outcome=unsaved")
+    assert "could not be saved yet" in text
+    tmp_path.unlink()
+    away.rename(tmp_path)
+
+
 async def test_a_refused_key_is_not_saved_and_the_words_are_shown(tavern, browser):
     tavern.key_check = "refused: invalid x-api-key"
     got = await browser.say("POST", "/auth/api-key", {"api_key": KEY})

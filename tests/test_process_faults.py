@@ -157,6 +157,10 @@ async def test_a_database_somebody_else_has_locked_fails_no_request(tmp_path):
             for _ in range(5):
                 assert (await answer_to(running.port, sent)).status == 200
             assert time.monotonic() - began < 5
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", headers=owner) as client:
+                refused = await client.post("/api/keys", json={"name": "phone"})
+            assert refused.status_code == 503
+            assert "keys cannot be changed just now (database is locked)" in refused.json()["error"]["message"]
         finally:
             locked.execute("ROLLBACK")
             locked.close()

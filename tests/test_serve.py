@@ -268,6 +268,18 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine(environ):
     assert "All is well." in said
 
 
+def test_doctor_tells_practice_from_play(environ):
+    _, said = run(environ, "doctor")
+    assert "Practice mode is on" in said.splitlines()[1]
+    with Process(environ) as demo:
+        demo.wait_for("To stop:")
+        _, said = run({**environ, "PROXY_PRACTICE": "false"}, "doctor")
+        assert "is running at port" in said
+        assert "in practice mode" in said
+        demo.signal(signal.SIGTERM)
+        assert demo.end() == 0
+
+
 def test_doctor_says_what_is_wrong_and_what_to_do(environ):
     settings = {**environ, "PROXY_PRACTICE": "false", "PROXY_API_BASE_URL": "http://127.0.0.1:9"}
     with socket.create_server(("127.0.0.1", int(environ["PROXY_PORT"]))):

@@ -7,10 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
+from server.accounts import Account
 from server.config import url_problem
 from server.days import rfc3339
 from server.errors import ProxyError
 from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_object
+from server.pages.words import WORDS
 
 MAX_NAME = 80
 
@@ -46,8 +48,9 @@ async def add(request: web.Request) -> web.Response:
     body = await read_object(request, "kind", "name", "api_key", "base_url")
     if body.get("kind", "api_key") != "api_key":
         raise ProxyError(400, "kind: only api_key accounts are added here; the sign-in page adds the others.")
-    account, _ = await add_api_key(request.app, body)
-    return answer(account, status=201)
+    added = await add_api_key(request.app, body)
+    note = {"note": added["note"]} if added["note"] else {}
+    return answer(added["account"] | note, status=200 if added["outcome"] == "known" else 201)
 
 
 async def change(request: web.Request) -> web.Response:
@@ -111,8 +114,8 @@ def clean_api_key(given: object) -> str:
     return key
 
 
-async def add_api_key(app: web.Application, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The account of a pasted API key, and why it could not be tried out ("" if it could, and works).
+async def add_api_key(app: web.Application, body: dict[str, Any]) -> dict[str, Any]:
+    """The account of a pasted API key, as `joined` tells it.
 
     Raises ProxyError 400 in the upstream's words when it refuses the key: then nothing is saved.
     """
@@ -125,5 +128,15 @@ async def add_api_key(app: web.Application, body: dict[str, Any]) -> tuple[dict[
     outcome, _, why = (await app[CHECK_KEY](base_url or app[CONFIG].api_base_url, key)).partition(": ")
     if outcome == "refused":
         raise ProxyError(400, f"The key was refused: {why.rstrip('.')}. Copy it once more, or make a new one.")
+    known = {account.id for account in app[ACCOUNTS].all()}
     account = await app[ACCOUNTS].add_api_key(key, name, base_url.rstrip("/"))
-    return account.public(time.time()), why if outcome == "unknown" else ""
+    if outcome == "unknown":
+        return joined(app, account, "untried", WORDS["signin"]["untried"].format(why=why))
+    return joined(app, account, "known" if account.id in known else "added")
+
+
+def joined(app: web.Application, account: Account, outcome: str, note: str = "") -> dict[str, Any]:
+    """An account that has joined: added · renewed · known · untried; or unsaved, when it is in memory only."""
+    if why := app[ACCOUNTS].unsaved:
+        outcome, note = "unsaved", WORDS["signin"]["unsaved"].format(why=why)
+    return {"account": account.public(time.time()), "outcome": outcome, "note": note or None}

@@ -16,7 +16,7 @@ from server.accounts import Account
 from server.config import is_loopback
 from server.errors import ProxyError
 from server.owner import SESSION_SECONDS, cookies_named
-from server.pages.accounts import add_api_key
+from server.pages.accounts import add_api_key, joined
 from server.pages.page import (
     ACCOUNTS,
     CONFIG,
@@ -171,15 +171,13 @@ async def submit(request: web.Request) -> web.Response:
         raise ProxyError(400, WORDS["signin_script"]["code_missing"])
     code, state = split_code(pasted)
     account, outcome = await to_the_end(request.app, join(request.app, code, state, None))
-    return joined(account, outcome)
+    return answer(joined(request.app, account, outcome))
 
 
 async def api_key(request: web.Request) -> web.Response:
     """POST /auth/api-key"""
     body = await read_object(request, "api_key", "name")
-    account, untried = await add_api_key(request.app, body)
-    note = WORDS["signin"]["untried"].format(why=untried) if untried else None
-    return answer({"account": account, "outcome": "untried" if untried else "added", "note": note})
+    return answer(await add_api_key(request.app, body))
 
 
 async def ant_profile(request: web.Request) -> web.Response:
@@ -187,7 +185,8 @@ async def ant_profile(request: web.Request) -> web.Response:
     body = await read_object(request, "profile")
     if not isinstance(body.get("profile"), str):
         raise ProxyError(400, "profile: must be the name of a profile.")
-    return joined(await request.app[ACCOUNTS].use_ant_profile(body["profile"]))
+    account = await request.app[ACCOUNTS].use_ant_profile(body["profile"])
+    return answer(joined(request.app, account, "added"))
 
 
 async def claude_code(request: web.Request) -> web.Response:
@@ -196,7 +195,7 @@ async def claude_code(request: web.Request) -> web.Response:
     account = await request.app[ACCOUNTS].use_claude_code(agreed=True)
     if account is None:
         raise ProxyError(404, WORDS["signin"]["claude_code_gone"])
-    return joined(account)
+    return answer(joined(request.app, account, "added"))
 
 
 async def status(request: web.Request) -> web.Response:
@@ -241,7 +240,3 @@ async def logout(request: web.Request) -> web.Response:
     await read_object(request)
     await request.app[ACCOUNTS].sign_out()
     return answer({"signed_in": False})
-
-
-def joined(account: Account, outcome: str = "added") -> web.Response:
-    return answer({"account": account.public(time.time()), "outcome": outcome})

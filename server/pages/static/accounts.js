@@ -70,7 +70,7 @@ byId("other").addEventListener("submit", async (event) => {
     const account = await ask("POST", "/api/accounts", given);
     form.reset();
     await showAgain();
-    tell(byId("other-result"), fill(words.added, { name: account.name }));
+    tell(byId("other-result"), account.note ?? fill(words.added, { name: account.name }));
   });
 });
 
