@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from aiohttp import web
 
@@ -20,13 +21,14 @@ from server.attempt import Attempts, refusal_of
 from server.books import Books
 from server.budget import Budgets
 from server.cache_memory import CacheMemory, Journal
-from server.cache_planner import CachePlanner, Helps
+from server.cache_planner import CachePlanner
 from server.chats import Chats
 from server.clients import ClientKeys
 from server.config import CONFIG_FILE, ENV_FILE, TOP, Config
 from server.days import begins, month_of
 from server.doctor import look
 from server.errors import ProxyError
+from server.helps import Helps
 from server.keepalive import Sleep
 from server.learned import Lessons, Live
 from server.metrics import Metrics
@@ -70,6 +72,7 @@ def build(
     patience: Patience | None = None,
     clock: Callable[[], float] = time.time,
     sleep: Sleep = asyncio.sleep,
+    presets: Path = TOP / "presets",
 ) -> Parts:
     """The whole program, ready to be run; `port` is the one listened on. Raises StartRefused."""
     data_dir, patience = config.data_dir.expanduser(), patience or Patience()
@@ -90,7 +93,7 @@ def build(
     # Practice is played for nothing: its turns stand in no real book.
     kept = data_dir / ("practice.sqlite" if config.practice else "state.sqlite")
     books = Books(kept, models, days=config.books_days, clock=clock)
-    personas = Personas(TOP / "presets")
+    personas = Personas(presets)
     metrics = Metrics(models)
     receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
     budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
@@ -119,11 +122,10 @@ def build(
         planner,
         personas,
         step_options(config),
-        Helps(cache_late_lore=config.cache_late_lore, cache_steady_window=config.cache_steady_window),
+        Helps(**{field.name: getattr(config, field.name) for field in fields(Helps)}),
         receipts,
         budgets,
         base_url=base_url,
-        pings=config.cache_keepalive_pings,
         practice=practice.credential if practice else None,
         clock=clock,
         sleep=sleep,

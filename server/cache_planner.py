@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive
+from server.helps import NO_HELPS, Helps
 from server.logs import frames
 from server.models import Model
 from server.prefix import THOUGHTS, Prompt, blocks, read_prompt
@@ -86,17 +87,6 @@ class Plan:
         return max(self.within_reach, default=-1)
 
 
-@dataclass(frozen=True)
-class Helps:
-    """The opt-in helps that change the prompt, under the names of their settings."""
-
-    cache_late_lore: bool = False
-    cache_steady_window: bool = False
-
-
-NO_HELPS = Helps()
-
-
 def draft(
     request: ChatRequest,
     model: Model,
@@ -156,7 +146,7 @@ def help_out(
 ) -> tuple[ChatRequest, Learned]:
     """The request after the opt-in helps, and what they learned of the chat."""
     learned = Learned()
-    if helps == NO_HELPS:
+    if not (helps.cache_late_lore or helps.cache_steady_window):
         return request, learned
     if model.binds_thinking and any(kind in THOUGHTS for kind in kinds_in(request.body)):
         return request, learned  # such blocks are bound to everything before them

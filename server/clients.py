@@ -8,7 +8,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from server.budget import NO_LIMITS, Limits
 from server.days import rfc3339
 from server.errors import ProxyError
 from server.files import set_aside_database, write_private
+from server.helps import NO_HELPS, Helps
 from server.models import Models
 
 log = logging.getLogger(__name__)
 
 PREFIX = "tavern-"
 BEGINNING = len(PREFIX) + 6  # characters by which a key is looked up
+COLUMNS = "id, name, own, limits, models, personas, helps"  # those that make a Client
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Client:
     limits: Limits = NO_LIMITS
     models: tuple[str, ...] = ()  # that it may use; none: all
     personas: tuple[str, ...] = ()
+    helps: Helps = NO_HELPS
 
     @property
     def is_limited(self) -> bool:
@@ -110,8 +113,10 @@ class ClientKeys:
                 "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL,"
                 " beginning TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,"
                 " last_used_at REAL, own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL,"
-                " personas TEXT NOT NULL)"
+                " personas TEXT NOT NULL, helps TEXT NOT NULL DEFAULT '{}')"
             )
+            if "helps" not in [column for _, column, *_ in database.execute("PRAGMA table_info(client_keys)")]:
+                database.execute("ALTER TABLE client_keys ADD COLUMN helps TEXT NOT NULL DEFAULT '{}'")
             database.execute("CREATE INDEX IF NOT EXISTS client_keys_beginning ON client_keys (beginning)")
             database.execute("COMMIT")
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
@@ -158,31 +163,22 @@ class ClientKeys:
             log.warning("The client keys cannot be read: %s", error)
             return True
 
-    def make(
-        self,
-        name: str,
-        *,
-        own: bool = False,
-        limits: Limits = NO_LIMITS,
-        models: Iterable[str] = (),
-        personas: Iterable[str] = (),
-    ) -> tuple[dict[str, Any], str]:
-        """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends."""
-        key, key_id = PREFIX + secrets.token_urlsafe(32), f"key_{secrets.token_hex(6)}"
+    def make(self, name: str, *, own: bool = False, **may_use: Any) -> tuple[dict[str, Any], str]:
+        """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends; `may_use`:
+        limits, models, personas and helps of its Client."""
+        key = PREFIX + secrets.token_urlsafe(32)
+        client = Client(f"key_{secrets.token_hex(6)}", name, own, **may_use)
         self._change(
-            "INSERT INTO client_keys VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, ?)",
-            (
-                *(key_id, name, key[:BEGINNING], key[-4:], digest(key), self._clock(), own),
-                *as_json(limits, models, personas),
-            ),
+            f"INSERT INTO client_keys ({COLUMNS}, beginning, ends_with, digest, created_at)"  # noqa: S608
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*as_row(client), key[:BEGINNING], key[-4:], digest(key), self._clock()),
         )
-        return self.row(key_id), key
+        return self.row(client.key_id), key
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of GET /api/keys, oldest first."""
         found = self._db.execute(
-            "SELECT id, name, own, limits, models, personas, ends_with, created_at, last_used_at"
-            " FROM client_keys ORDER BY created_at"
+            f"SELECT {COLUMNS}, ends_with, created_at, last_used_at FROM client_keys ORDER BY created_at"  # noqa: S608
         ).fetchall()
         return [
             {
@@ -195,6 +191,7 @@ class ClientKeys:
                 "limits": client.limits.public(),
                 "models": list(client.models),
                 "personas": list(client.personas),
+                "helps": client.helps.public(),
             }
             for *who, ends_with, made, used in found
             for client in [as_client(*who)]
@@ -208,15 +205,12 @@ class ClientKeys:
         raise ProxyError(404, "There is no such key. It may have been revoked already.")
 
     def update(self, key_id: str, **changes: Any) -> dict[str, Any]:
-        """Change name, own, limits, models or personas of a key; its row then. Raises ProxyError 404."""
-        row = self._db.execute(
-            "SELECT id, name, own, limits, models, personas FROM client_keys WHERE id = ?", (key_id,)
-        ).fetchone()
+        """Change name, own, limits, models, personas or helps of a key; its row then. Raises ProxyError 404."""
+        row = self._db.execute(f"SELECT {COLUMNS} FROM client_keys WHERE id = ?", (key_id,)).fetchone()  # noqa: S608
         if row is not None:
-            client = replace(as_client(*row), **changes)
             self._change(
-                "UPDATE client_keys SET name = ?, own = ?, limits = ?, models = ?, personas = ? WHERE id = ?",
-                (client.name, client.own, *as_json(client.limits, client.models, client.personas), key_id),
+                f"UPDATE client_keys SET ({COLUMNS}) = (?, ?, ?, ?, ?, ?, ?) WHERE id = ?",  # noqa: S608
+                (*as_row(replace(as_client(*row), **changes)), key_id),
             )
         return self.row(key_id)
 
@@ -240,18 +234,17 @@ class ClientKeys:
             return None
         try:
             rows = self._db.execute(
-                "SELECT id, name, own, limits, models, personas, digest, last_used_at"
-                " FROM client_keys WHERE beginning = ?",
+                f"SELECT {COLUMNS}, digest, last_used_at FROM client_keys WHERE beginning = ?",  # noqa: S608
                 (secret[:BEGINNING],),
             ).fetchall()
         except sqlite3.Error as error:
             raise ProxyError(503, f"The client keys cannot be read just now ({error}). Try again.") from None
         now = self._clock()
-        for key_id, *who, stored, used in rows:
+        for *who, stored, used in rows:
             if hmac.compare_digest(stored, digest(secret)):
                 if used is None or now - used > 60:  # a minute's precision spares a write for each request
-                    self._note_use(key_id, now)
-                return as_client(key_id, *who)
+                    self._note_use(who[0], now)
+                return as_client(*who)
         return None
 
     def _note_use(self, key_id: str, now: float) -> None:
@@ -273,12 +266,20 @@ class ClientKeys:
         )
 
 
-def as_client(key_id: str, name: str, own: int, limits: str, models: str, personas: str) -> Client:
-    """A stored key as the one who asks with it."""
-    lists = (tuple(orjson.loads(text) or ()) for text in (models, personas))
-    return Client(key_id, name, bool(own), Limits.of(orjson.loads(limits)), *lists)
+def as_client(key_id: str, name: str, own: int, limits: str, models: str, personas: str, helps: str) -> Client:
+    """The values of COLUMNS as the one who asks with the key."""
+    return Client(
+        key_id,
+        name,
+        bool(own),
+        Limits.of(orjson.loads(limits)),
+        tuple(orjson.loads(models)),
+        tuple(orjson.loads(personas)),
+        Helps.of(orjson.loads(helps)),
+    )
 
 
-def as_json(limits: Limits, models: Iterable[str], personas: Iterable[str]) -> tuple[str, str, str]:
-    given = {name: value for name, value in limits.public().items() if value is not None}
-    return orjson.dumps(given).decode(), orjson.dumps(list(models)).decode(), orjson.dumps(list(personas)).decode()
+def as_row(client: Client) -> tuple[Any, ...]:
+    """The values of COLUMNS."""
+    lists = (client.limits.public(), list(client.models), list(client.personas), client.helps.public())
+    return client.key_id, client.name, client.own, *(orjson.dumps(value).decode() for value in lists)

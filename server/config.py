@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dotenv.parser import parse_stream
 
+from server.helps import MOST_PINGS
+
 TOP = Path(__file__).resolve().parent.parent
 CONFIG_FILE = TOP / "server" / "config.txt"
 ENV_FILE = TOP / ".env"
@@ -91,7 +93,9 @@ class Config:
     cache_steady_window: bool = setting(
         False, "When the context is full, cut older messages in larger steps. The model sees about a tenth less."
     )
-    cache_keepalive_pings: int = setting(0, "Most paid pings per pause that keep a 5-minute cache alive. 0: none.")
+    cache_keepalive_pings: int = setting(
+        0, "Most paid pings per pause that keep a 5-minute cache alive. Each may be for nothing. 0: none."
+    )
     record_trace: bool = setting(
         False, "Write your chats with their text to data_dir/traces, for util/replay_trace.py. Leave it off otherwise."
     )
@@ -153,8 +157,8 @@ class Config:
 
         if not 0 < self.port <= 65535:
             refuse("port", "must be between 1 and 65535")
-        if self.cache_keepalive_pings < 0:
-            refuse("cache_keepalive_pings", "cannot be negative")
+        if not 0 <= self.cache_keepalive_pings <= MOST_PINGS:
+            refuse("cache_keepalive_pings", f"must be between 0 and {MOST_PINGS}")
         if 0 < len(self.metrics_token) < 16:
             refuse("metrics_token", "must have at least 16 characters")
         if self.books_days < 1:

@@ -13,6 +13,7 @@ import orjson
 
 from server.errors import ProxyError
 from server.files import Stamp, stamp, why, write_private
+from server.helps import NO_HELPS, Helps
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class Persona:
     """A companion by path: /v1/<name>/messages.
 
     `system` stands in front of the front end's own system prompt; `suffix` (or `suffix_thinking` when the request
-    thinks) behind the last user message. `model` and `settings` hold where the request names none. `title` is the name
-    a person reads.
+    thinks) behind the last user message. `model` and `settings` hold where the request names none, `helps` where its
+    client key chooses none. `title` is the name a person reads.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Persona:
     suffix_thinking: str = ""
     model: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    helps: Helps = NO_HELPS
     title: str = ""
 
 
@@ -75,8 +77,10 @@ def read_persona(name: str, text: str) -> Persona:
         raise PersonaError(f"is not valid JSON ({error.msg}, line {error.lineno})") from None
     if not isinstance(data, dict):
         raise PersonaError("must hold a JSON object {…}")
-    if unknown := set(data) - {*TEXTS, "name", "settings"}:
-        raise PersonaError(f"has an unknown field “{min(unknown)}”; known are name, settings, {', '.join(TEXTS)}")
+    if unknown := set(data) - {*TEXTS, "name", "settings", "helps"}:
+        raise PersonaError(
+            f"has an unknown field “{min(unknown)}”; known are name, settings, helps, {', '.join(TEXTS)}"
+        )
     texts: dict[str, str] = {}
     for key in (*TEXTS, "name"):
         value = data.get(key, "")
@@ -92,6 +96,10 @@ def read_persona(name: str, text: str) -> Persona:
         words, fits = SETTINGS[key]
         if not fits(value):
             raise PersonaError(f"must have {words} in “{key}”")
+    try:
+        helps = Helps.of(data.get("helps"))
+    except ValueError as error:
+        raise PersonaError(f"has a mistake in “helps”: {error}") from None
     return Persona(
         name=name,
         description=one_line(texts["description"]),
@@ -100,6 +108,7 @@ def read_persona(name: str, text: str) -> Persona:
         suffix_thinking=texts["suffix_thinking"],
         model=texts["model"].strip(),
         settings=settings,
+        helps=helps,
         title=one_line(texts["name"]) or name.capitalize(),
     )
 

@@ -16,13 +16,14 @@ from server.accounts import Accounts, Credential
 from server.attempt import MESSAGES, Asked, Attempts, passed_back
 from server.budget import Budgets, OverBudget
 from server.cache_memory import Scope
-from server.cache_planner import CachePlanner, Helps, Plan
+from server.cache_planner import CachePlanner, Plan
 from server.cache_why import tell
 from server.clients import Client
 from server.config import is_loopback
 from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy
 from server.health import rest_after
+from server.helps import NO_HELPS, Helps
 from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
 from server.presets import Persona, Personas
@@ -67,6 +68,7 @@ class Journey:
 
     persona: Persona | None
     guest: Credential | None
+    helps: Helps
     tried: set[str] = field(default_factory=set)
     retries: int = 0
     lessons: list[Learned] = field(default_factory=list)
@@ -94,7 +96,6 @@ class Relay:
         budgets: Budgets,
         *,
         base_url: str,
-        pings: int = 0,
         practice: Credential | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Sleep = asyncio.sleep,
@@ -106,8 +107,8 @@ class Relay:
         self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
-        self._receipts, self._budgets, self._pings = receipts, budgets, pings
-        self._keep_alive = KeepAlive(planner, clock=clock, sleep=sleep) if planner is not None and pings else None
+        self._receipts, self._budgets = receipts, budgets
+        self._keep_alive = KeepAlive(planner, clock=clock, sleep=sleep) if planner is not None else None
         self._budget = Budget()
 
     async def close(self) -> None:
@@ -116,9 +117,9 @@ class Relay:
 
     async def exchange(self, asked: Asked) -> Reply:
         """The reply to one request, from its beginning on. Raises ProxyError."""
-        journey = Journey(
-            self._personas.get(asked.request.persona), self._practice or self._accounts.guest(asked.headers)
-        )
+        persona = self._personas.get(asked.request.persona)
+        helps = asked.client.helps.over(persona.helps if persona else NO_HELPS).over(self._helps)
+        journey = Journey(persona, self._practice or self._accounts.guest(asked.headers), helps)
         self._budget.note_request(self._clock())
         credential = journey.guest or await self._choose(asked, journey)
         while True:
@@ -133,7 +134,9 @@ class Relay:
                 self._failed(plan)
                 raise
             try:
-                outcome = await self._attempts.make(asked, sent, credential, self._begun(plan, sent, asked))
+                outcome = await self._attempts.make(
+                    asked, sent, credential, self._begun(plan, sent, asked, journey.helps)
+                )
             except UpstreamFailed as error:
                 self._failed(plan)
                 asked.hold.free()
@@ -210,7 +213,7 @@ class Relay:
             Scope(credential.base_url, credential.account_id or credential.secret, credential.workspace_id),
             context.now,
             ttl_allowed=not ttl_is_stripped(context),
-            helps=self._helps,
+            helps=journey.helps,
         )
 
     def _learns(
@@ -246,7 +249,7 @@ class Relay:
             self._planner.read_ahead(sent)
         return sent
 
-    def _begun(self, plan: Plan | None, sent: ChatRequest, asked: Asked) -> Callable[[Meter], None]:
+    def _begun(self, plan: Plan | None, sent: ChatRequest, asked: Asked, helps: Helps) -> Callable[[Meter], None]:
         """What to do when the reply to a planned request begins: the planner learns, the receipt tells the story."""
         started, receipt = self._clock(), asked.receipt
 
@@ -255,7 +258,7 @@ class Relay:
                 self._planner.began(plan, meter.usage, started, self._clock())
                 receipt.cache = tell(plan, meter.usage, meter.diagnostics)
             if self._keep_alive is not None:
-                self._keep_alive.watch(plan, sent, partial(self._ping, asked), self._pings)
+                self._keep_alive.watch(plan, sent, partial(self._ping, asked), helps.cache_keepalive_pings or 0)
 
         return begun
 

@@ -1,8 +1,9 @@
 """A planner beside the practice upstream's accounting: what tests of the prompt cache play their chats against."""
 
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import CachePlanner, Helps
+from server.cache_planner import CachePlanner
 from server.cache_why import tell
+from server.helps import Helps
 from server.models import Models
 from server.practice import accounting
 from server.request import ChatRequest

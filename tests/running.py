@@ -16,7 +16,7 @@ from aiohttp import web
 from yarl import URL
 
 from server.app import Parts, build
-from server.config import Config
+from server.config import TOP, Config
 from server.front import Limits, Runner
 from server.keepalive import Sleep
 from server.pages import page
@@ -82,6 +82,7 @@ async def running(
     sleep: Sleep = asyncio.sleep,
     patience: Patience | None = None,
     clock: Callable[[], float] = time.time,
+    presets: Path = TOP / "presets",
     **settings: Any,
 ) -> AsyncIterator[Proxy]:
     """The program with these settings; nothing of the person's own home is looked at."""
@@ -90,7 +91,7 @@ async def running(
     config = Config(data_dir=data_dir / "data", api_base_url=api_base_url, **settings)
     sockets = listen(config.host, 0)
     port = sockets[0].getsockname()[1]
-    parts = build(config, port, patience=patience, clock=clock, sleep=sleep)
+    parts = build(config, port, patience=patience, clock=clock, sleep=sleep, presets=presets)
     own = data_dir / "own"  # what the pages may write: never the files of this very folder
     (own / "presets").mkdir(parents=True, exist_ok=True)
     parts.app[page.PLACES] = (own / "config.txt", own / ".env", {})

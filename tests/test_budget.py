@@ -366,31 +366,35 @@ async def test_retries_are_held_once_and_only_the_reply_is_charged(proxy, anthro
     assert (await used_by(proxy, key["id"]))["usd_today"] == pytest.approx(receipt["usd"])
 
 
-@pytest.mark.parametrize(("limit", "pings"), [(0.30, 1), (0.08, 0)])
-async def test_pings_are_paid_by_the_key_whose_chat_they_keep_alive_and_only_if_it_can(
-    tmp_path, anthropic, limit, pings
+@pytest.mark.parametrize(
+    ("setting", "of_key", "limit", "pings"), [(1, None, 0.30, 1), (0, 1, 0.30, 1), (0, 1, 0.08, 0), (1, 0, 0.30, 0)]
+)
+async def test_pings_are_paid_by_the_key_whose_chat_they_keep_alive_and_only_if_it_can_and_wants_them(
+    tmp_path, anthropic, setting, of_key, limit, pings
 ):
     due, bill = asyncio.Event(), []
 
     async def sleep(seconds):
         due.set()
 
-    settings = {"strip_cache_ttl": "true", "cache_keepalive_pings": 1}
+    settings = {"strip_cache_ttl": "true", "cache_keepalive_pings": setting}
     async with running(tmp_path, anthropic.url, sleep=sleep, **settings) as proxy:
         await sign_in(proxy)
         anthropic.seen.clear()
-        key = await make_key(proxy, limits={"usd_per_day": limit})
+        key = await make_key(proxy, limits={"usd_per_day": limit}, helps={"cache_keepalive_pings": of_key})
         bills(anthropic, bill)  # 14,400 bytes, so a reply costs 4.5 ct and a ping may cost 5.5
         assert (await chat(proxy, key, "Once upon a time. " * 800, stream=True)).status == 200
         async with asyncio.timeout(20):
-            await due.wait()
-            while len(receipts := await proxy.receipts()) < 2:
+            if of_key != 0:
+                await due.wait()
+            while len(receipts := await proxy.receipts()) < 1 + (of_key != 0):
                 await asyncio.sleep(0.01)
         assert (await used_by(proxy, key["id"]))["usd_today"] == pytest.approx(sum(bill))
+    assert due.is_set() == (of_key != 0)
     assert sum(bill) <= limit
     assert len([seen for seen in anthropic.seen if seen.body.get("max_tokens") == 0]) == pings
-    ping = next(row for row in receipts if row["kind"] == "ping")
-    assert (ping["key"], ping["chat"], ping["status"]) == ("tablet", receipts[-1]["chat"], 200 if pings else 429)
+    told = [(row["key"], row["chat"], row["status"]) for row in receipts if row["kind"] == "ping"]
+    assert told == [("tablet", receipts[-1]["chat"], 200 if pings else 429)] * (of_key != 0)
 
 
 async def test_where_the_surest_bound_does_not_fit_the_upstream_counts_exactly(proxy, anthropic):

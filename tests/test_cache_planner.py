@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import CachePlanner, Helps, draft
+from server.cache_planner import CachePlanner, draft
+from server.helps import Helps
 from server.practice import accounting
 from server.practice.rules import refusal
 from server.request import ChatRequest

@@ -6,6 +6,7 @@ import pytest
 from server.budget import Limits
 from server.clients import OWNER, Client, ClientKeys, required
 from server.errors import ProxyError
+from server.helps import NO_HELPS, Helps
 from server.models import Models
 
 
@@ -136,6 +137,19 @@ def test_a_key_carries_its_limits_models_and_personas_over_a_restart(keys, tmp_p
     assert found.is_limited
     assert not other.find(other.make("phone")[1]).is_limited
     other.close()
+
+
+def test_a_keys_cache_helps_are_kept_and_keys_from_before_they_were_have_none(keys, tmp_path):
+    _, old = keys.make("phone")
+    keys.close()
+    with closing(sqlite3.connect(tmp_path / "state.sqlite")) as database:
+        database.execute("ALTER TABLE client_keys DROP COLUMN helps")
+    again = ClientKeys(tmp_path)
+    _, key = again.make("tablet", helps=Helps(cache_late_lore=True))
+    again.close()
+    again = ClientKeys(tmp_path)
+    assert (again.find(old).helps, again.find(key).helps) == (NO_HELPS, Helps(cache_late_lore=True))
+    again.close()
 
 
 def test_a_change_is_in_force_at_once_and_leaves_the_rest(keys):

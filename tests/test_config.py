@@ -73,7 +73,7 @@ def test_foreign_keys_in_dotenv_are_left_alone(load):
         ("oauth_token_url=nonsense", "is not a web address"),
         ("allowed_origins=risuai.xyz", "must look like https://name"),
         ("allowed_hosts=http://my-pc.local", "must be a bare name"),
-        ("cache_keepalive_pings=-1", "cannot be negative"),
+        ("cache_keepalive_pings=-1", "must be between 0 and 100"),
         ("books_days=0", "must be at least 1"),
         ("metrics_token=short", "must have at least 16 characters"),
         ("account_choice=random", "must be one of sticky, priority, round_robin"),

@@ -7,6 +7,8 @@ import pytest
 from playwright.async_api import expect
 
 from server.chats import Chat
+from server.config import Config
+from server.helps import Helps
 from server.pages import books as book_pages
 from server.pages import page as page_room
 from server.usage import Receipt
@@ -22,6 +24,10 @@ STORY = [
     {"role": "assistant", "content": "It always is. Sit down by the window."},
     {"role": "user", "content": "Which lamp is next?"},
 ]
+
+
+def meaning_of(setting):
+    return Config.__dataclass_fields__[setting].metadata["meaning"]
 
 
 class Tavern:
@@ -122,8 +128,14 @@ async def test_a_persona_is_written_by_keyboard_changed_and_deleted(tavern, pers
     await page.get_by_role("button", name="Save").click()
     await expect(page.locator("#result")).to_contain_text("The settings are not JSON")
     await page.get_by_label("Settings, where the front end sends none (JSON)").fill('{"temperature": 0.9}')
+    await page.get_by_text("Prompt cache", exact=True).click()
+    await page.get_by_label("Late lore").select_option("on")
+    await page.get_by_label("Keep-alive pings").fill("3")
     await page.get_by_role("button", name="Save").click()
     await page.wait_for_url("**/personas/tamsin")
+    await expect(page.get_by_label("Late lore")).to_have_value("true")
+    await expect(page.get_by_label("Late lore")).to_have_accessible_description(meaning_of("cache_late_lore"))
+    await expect(page.get_by_label("Steady window")).to_have_value("")
     await expect(page.get_by_label("Who it is")).to_have_value("You are Tamsin.\n\nYou keep the lamps.")
     await looks_right(page, page.url, pictures, "persona")
     await page.get_by_label("Name", exact=True).fill("Tamsin of the lamps")
@@ -131,6 +143,7 @@ async def test_a_persona_is_written_by_keyboard_changed_and_deleted(tavern, pers
     await expect(page.locator("#result")).to_contain_text("Saved: Tamsin of the lamps.")
     (persona,) = tavern.presets.all()
     assert (persona.title, persona.settings) == ("Tamsin of the lamps", {"temperature": 0.9})
+    assert persona.helps == Helps(cache_late_lore=True, cache_keepalive_pings=3)
     (tavern.presets.path("brindle")).write_text('{"system": ')
     await looks_right(page, f"{tavern.url}/personas", pictures, "personas")
     await expect(page.get_by_text("Switched off:")).to_be_visible()
@@ -281,6 +294,33 @@ async def test_a_key_gets_limits_when_it_is_made_and_later_others(tavern, person
     assert row["models"] == ["claude-sonnet-5", "claude-haiku-4-5"]
     await tavern.proxy.owner("PATCH", f"/api/keys/{row['id']}", json={"limits": LIMITS})
     await looks_right(page, f"{tavern.url}/keys", pictures, "keys-with-limits")
+
+
+async def test_a_keys_cache_helps_are_chosen_by_keyboard_when_it_is_made_and_later(tavern, person, pictures):
+    page = await person.open("/keys")
+    await page.get_by_label("Who or what is it for?").fill("Robin's tablet")
+    form = page.locator("#make")
+    await form.get_by_text("Prompt cache", exact=True).focus()
+    await page.keyboard.press("Enter")
+    await expect(form.get_by_text(meaning_of("cache_steady_window"))).to_be_visible()
+    await tab_to(page, "#new-cache_steady_window", presses=2)
+    await page.keyboard.type("on")
+    await looks_right(page, page.url, pictures, "keys-empty")
+    await page.get_by_label("Who or what is it for?").fill("Robin's tablet")
+    await form.get_by_text("Prompt cache", exact=True).click()
+    await form.get_by_label("Steady window").select_option("on")
+    await page.get_by_role("button", name="Make the key").click()
+    card = page.locator(".key")
+    await card.get_by_text("Prompt cache", exact=True).click()
+    await expect(card.get_by_label("Steady window")).to_have_value("true")
+    await expect(card.get_by_label("Late lore")).to_have_value("")
+    await card.get_by_label("Steady window").select_option("")
+    await card.get_by_label("Keep-alive pings").fill("0")
+    await card.get_by_role("button", name="Save").last.click()
+    await expect(page.locator("#result")).to_have_text("Saved.")
+    assert await page.evaluate("document.activeElement.matches('summary')")
+    (row,) = (await tavern.proxy.owner("GET", "/api/keys")).json["keys"]
+    assert row["helps"] == {"cache_late_lore": None, "cache_steady_window": None, "cache_keepalive_pings": 0}
 
 
 async def test_a_holder_opens_their_page_with_the_key_alone(tavern, pictures):

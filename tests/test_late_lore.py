@@ -5,7 +5,7 @@ from chats import Chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.cache_planner import Helps
+from server.helps import Helps
 from server.rewrite import late_lore
 from server.rewrite.late_lore import Head, Lines, after, choose_head
 

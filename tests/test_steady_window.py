@@ -5,7 +5,7 @@ from itertools import pairwise
 from cache_bench import SECRET, Bench
 from chats import Chat
 
-from server.cache_planner import Helps
+from server.helps import Helps
 from server.rewrite.steady_window import Story, Window, after, choose_window, slid, steady_window
 
 STEADY = Helps(cache_steady_window=True)

@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from server.cache_memory import CacheMemory, Scope  # noqa: E402
-from server.cache_planner import CachePlanner, Helps  # noqa: E402
+from server.cache_planner import CachePlanner  # noqa: E402
 from server.cache_why import tell  # noqa: E402
 from server.errors import ProxyError  # noqa: E402
+from server.helps import Helps  # noqa: E402
 from server.models import Model, Models  # noqa: E402
 from server.practice import accounting  # noqa: E402
 from server.practice.accounting import Bill, Entry, Prompt  # noqa: E402

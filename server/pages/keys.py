@@ -12,13 +12,16 @@ from server.clients import Client, ClientKeys, presented
 from server.days import begins, day_of, next_day, next_month, rfc3339
 from server.errors import ProxyError
 from server.guard import expect
+from server.helps import NO_HELPS, Helps
 from server.pages.accounts import account_name
 from server.pages.books import BOOKS, NEVER
-from server.pages.page import PASSWORD, all_warnings, answer, page, read_object
+from server.pages.helps import help_rows
+from server.pages.page import CONFIG, PASSWORD, all_warnings, answer, page, read_object
 from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
 BUDGETS = web.AppKey("budgets", Budgets)
+FIELDS = ("name", "own", "limits", "models", "personas", "helps")
 MOST_NAMES = 100  # of models or personas
 DAYS_TOLD = 31
 
@@ -42,6 +45,8 @@ async def keys_page(request: web.Request) -> web.Response:
         keys=rows_with_use(request.app),
         me=f"http://{request.headers[hdrs.HOST]}/me",
         needed=request.app[PASSWORD]().needed,
+        helps=list(help_rows(request.app[CONFIG])),
+        none_chosen=NO_HELPS.public(),
         warnings=all_warnings(request.app),
         nav=True,
     )
@@ -58,23 +63,24 @@ def rows_with_use(app: web.Application) -> list[dict[str, Any]]:
 
 async def make(request: web.Request) -> web.Response:
     """POST /api/keys: the key itself is shown this once."""
-    body = await read_object(request, "name", "own", "limits", "models", "personas")
+    body = await read_object(request, *FIELDS)
     row, key = request.app[KEYS].make(key_name(body), **may_use(body))
     return answer({**row, "key": key}, status=201)
 
 
 async def change(request: web.Request) -> web.Response:
-    """PATCH /api/keys/{id}: name, own, limits (those that are named; null ends one), models, personas."""
+    """PATCH /api/keys/{id}: name, own, limits and helps (those that are named; null ends one), models, personas."""
     keys, key_id = request.app[KEYS], request.match_info["id"]
-    body = await read_object(request, "name", "own", "limits", "models", "personas")
+    body = await read_object(request, *FIELDS)
     old = keys.row(key_id)
-    if isinstance(body.get("limits"), dict):
-        body["limits"] = {**old["limits"], **body["limits"]}
+    for field in ("limits", "helps"):
+        if isinstance(body.get(field), dict):
+            body[field] = {**old[field], **body[field]}
     changes = may_use(body)
     if "name" in body:
         changes["name"] = key_name(body)
     if not changes:
-        raise ProxyError(400, "Nothing to change: send name, own, limits, models or personas.")
+        raise ProxyError(400, f"Nothing to change: send {', '.join(FIELDS[:-1])} or {FIELDS[-1]}.")
     return answer(keys.update(key_id, **changes))
 
 
@@ -127,7 +133,8 @@ def what_is_left(most: float | None, used: float) -> float | None:
 
 
 def may_use(body: dict[str, Any]) -> dict[str, Any]:
-    """Whose a key is to be, its limits, models and personas, as far as a body names them. Raises ProxyError 400."""
+    """Whose a key is to be, its limits, models, personas and helps, as far as a body names them. Raises ProxyError
+    400."""
     found: dict[str, Any] = {}
     if "own" in body:
         if not isinstance(body["own"], bool):
@@ -138,6 +145,11 @@ def may_use(body: dict[str, Any]) -> dict[str, Any]:
     for field in ("models", "personas"):
         if field in body:
             found[field] = names(body[field] or [], field)
+    if "helps" in body:
+        try:
+            found["helps"] = Helps.of(body["helps"])
+        except ValueError as error:
+            raise ProxyError(400, f"helps: {error}.") from None
     return found
 
 

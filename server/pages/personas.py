@@ -10,7 +10,9 @@ from aiohttp import hdrs, web
 
 from server.errors import ProxyError
 from server.guard import expect
-from server.pages.page import PRESETS, all_warnings, answer, page
+from server.helps import NO_HELPS
+from server.pages.helps import help_rows
+from server.pages.page import CONFIG, PRESETS, all_warnings, answer, page
 from server.presets import LARGEST, TEXTS, Persona, PersonaError, read_persona
 
 
@@ -68,6 +70,9 @@ def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: 
         persona=persona,
         fields=TEXTS,
         settings=settings,
+        helps=list(help_rows(request.app[CONFIG])),
+        chosen=persona.helps.public(),
+        any_chosen=persona.helps != NO_HELPS,
         damaged=damaged,
         problem=problem,
         room="/personas",

@@ -443,6 +443,17 @@ WORDS: dict[str, dict[str, str]] = {
         "field_models": "Models, separated by commas",
         "field_personas": "Personas, separated by commas",
     },
+    "helps": {
+        "title": "Prompt cache",
+        "lead": "Helps that make long chats cheaper, each at a price of its own.",
+        "name_cache_late_lore": "Late lore",
+        "name_cache_steady_window": "Steady window",
+        "name_cache_keepalive_pings": "Keep-alive pings",
+        "on": "on",
+        "off": "off",
+        "as_settings": "as the settings say: {value}",
+        "as_persona": "as the persona or the settings say (there: {value})",
+    },
     "me": {
         "title": "Your key",
         "lead": "What is left of a client key, and what was used. The key is kept nowhere on this page.",

@@ -1,6 +1,6 @@
 // The client keys: making one, which is shown this once, renaming and taking back.
 
-import { ask, busy, byId, confirmed, fill, renew, tell } from "./page.js";
+import { ask, busy, byId, confirmed, fill, helpsOf, renew, tell } from "./page.js";
 
 const words = JSON.parse(byId("words").dataset.words);
 const form = byId("make"), made = byId("made"), region = byId("result");
@@ -14,7 +14,7 @@ form.addEventListener("submit", async (event) => {
     return;
   }
   await busy(event.submitter ?? form.querySelector("button"), byId("make-result"), async () => {
-    show(await ask("POST", "/api/keys", { name, own: fields.own.value === "yes", ...limitsOf(form) }));
+    show(await ask("POST", "/api/keys", { name, own: fields.own.value === "yes", ...limitsOf(form), helps: helpsOf(fields) }));
     form.reset();
     await renew("list");
   });
@@ -33,14 +33,14 @@ function limitsOf({ elements }) {
 }
 
 document.addEventListener("submit", async (event) => {
-  const limits = event.target.closest(".limits");
-  if (!limits) return;
+  const form = event.target.closest(".key form");
+  if (!form) return;
   event.preventDefault();
-  const { id } = limits.closest(".key");
-  await busy(limits.querySelector("button"), region, async () => {
-    await ask("PATCH", `/api/keys/${id}`, limitsOf(limits));
+  const { id } = form.closest(".key"), room = form.closest("details").id;
+  await busy(form.querySelector("button"), region, async () => {
+    await ask("PATCH", `/api/keys/${id}`, form.matches(".limits") ? limitsOf(form) : { helps: helpsOf(form.elements) });
     await renew("list");
-    byId(`${id}-limits`).querySelector("summary").focus();
+    byId(room).querySelector("summary").focus();
     tell(region, words.saved);
   });
 });

@@ -37,6 +37,17 @@ export function clock(at) {
   return date.toLocaleString([], shown);
 }
 
+/** The cache helps as a form's fields choose them; null where they leave it to others. */
+export function helpsOf(elements) {
+  const chosen = (name) => ({ "": null, true: true, false: false })[elements[name].value];
+  const pings = elements.cache_keepalive_pings;
+  return {
+    cache_late_lore: chosen("cache_late_lore"),
+    cache_steady_window: chosen("cache_steady_window"),
+    cache_keepalive_pings: pings.value.trim() === "" ? null : pings.valueAsNumber,
+  };
+}
+
 /** Show a sentence in a live region; `bad` marks an error. */
 export function tell(region, text, bad = false) {
   region.textContent = text;

@@ -1,6 +1,6 @@
 // One persona: its form, or the text of its file where that is damaged.
 
-import { ask, busy, byId, confirmed, fill, tell } from "./page.js";
+import { ask, busy, byId, confirmed, fill, helpsOf, tell } from "./page.js";
 
 const words = JSON.parse(byId("words").dataset.words);
 const form = byId("persona"), fields = form.elements, region = byId("result");
@@ -14,6 +14,8 @@ function written() {
   const persona = {};
   for (const name of TEXTS) if (fields[name].value.trim()) persona[name] = fields[name].value;
   if (fields.settings.value.trim()) persona.settings = JSON.parse(fields.settings.value);
+  const helps = Object.entries(helpsOf(fields)).filter(([, value]) => value !== null);
+  if (helps.length) persona.helps = Object.fromEntries(helps);
   return JSON.stringify(persona, null, 2) + "\n";
 }
 

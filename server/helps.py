@@ -1,0 +1,45 @@
+"""The opt-in helps of the prompt cache: which a request gets, by its client key, persona and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+MOST_PINGS = 100  # in one pause: some eight hours
+
+
+@dataclass(frozen=True)
+class Helps:
+    """Under the names of their settings. None: not chosen here, so that whoever comes next decides."""
+
+    cache_late_lore: bool | None = None
+    cache_steady_window: bool | None = None
+    cache_keepalive_pings: int | None = None
+
+    def over(self, others: Helps) -> Helps:
+        """These, and the others where nothing is chosen."""
+        mine, theirs = self.public(), others.public()
+        return Helps(**{name: theirs[name] if value is None else value for name, value in mine.items()})
+
+    def public(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def of(cls, given: object) -> Helps:
+        """The helps in a JSON object; null: not chosen. Raises ValueError with a sentence without its full stop."""
+        if given is None:
+            return NO_HELPS
+        names = [one.name for one in fields(cls)]
+        if not isinstance(given, dict) or given.keys() - set(names):
+            raise ValueError(f"it must be an object {{…}} with {', '.join(names)} at most")
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name != "cache_keepalive_pings" and not isinstance(value, bool):
+                raise ValueError(f"{name} must be true, false or null")
+            if name == "cache_keepalive_pings" and (type(value) is not int or not 0 <= value <= MOST_PINGS):
+                raise ValueError(f"{name} must be a whole number from 0 to {MOST_PINGS}, or null")
+        return cls(**given)
+
+
+NO_HELPS = Helps()
