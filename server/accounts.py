@@ -83,6 +83,7 @@ class Account:
     strain: Strain = ""  # why others of its priority go first
     gauges: tuple[Gauge, ...] = ()
     expires_at: float | None = None
+    ends_at: float | None = None  # when its login is over for good; inf: not known
     last_refresh_at: float | None = None
     last_refresh_error: str = ""
     identity: str = ""
@@ -105,6 +106,7 @@ class Account:
             "strain": seen.strain or None,
             "limits": [public_gauge(one, rfc3339(one.resets_at)) for one in seen.gauges],
             "expires_at": rfc3339(seen.expires_at),
+            "ends_at": rfc3339(seen.ends_at),
             "last_refresh_at": rfc3339(seen.last_refresh_at),
             "last_refresh_error": seen.last_refresh_error or None,
             "priority": seen.priority,
@@ -279,7 +281,7 @@ class Accounts:
     @property
     def warnings(self) -> list[str]:
         """What the owner should know now, for the log, /health and the pages."""
-        return self._wallet.warnings
+        return [*self._wallet.warnings, *self._wallet.endings]
 
     @property
     def unsaved(self) -> str:
@@ -551,6 +553,7 @@ class Accounts:
             enabled=entry.get("enabled") is not False,
             shared=entry.get("shared", True) is True and entry["kind"] != "subscription",
             expires_at=tokens.expires_at if tokens else None,
+            ends_at=tokens.ends_at if tokens else None,
             last_refresh_at=(login and login.renewed_at) or (stored if isinstance(stored, (int, float)) else None),
             last_refresh_error=login.error if login else "",
             identity=str(entry.get("identity", "")),

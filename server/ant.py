@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -143,7 +143,10 @@ class AntHome:
         return ""
 
     def read(self) -> Tokens | None:
-        return None if self.problem else tokens_in(self.file.document)
+        tokens = None if self.problem else tokens_in(self.file.document)
+        if tokens and not tokens.refresh_token and self._kind == "user_oauth":
+            return replace(tokens, ends_at=tokens.expires_at)
+        return tokens
 
     def put(self, spent: Tokens, new: Tokens) -> Edit:
         def edit(document: Document) -> Document:

@@ -309,10 +309,16 @@ class Doors:
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
     async def health(self, request: web.Request) -> web.Response:
-        """Whether it works, for anybody who asks; no secret, no name."""
+        """Whether it works, for anybody who asks; no secret, no name. `warnings` counts what the owner should read."""
         ready = self._config.practice or any(account.state == "ready" for account in self._accounts.all())
         return json_response(
-            {"status": "ok", "version": __version__, "ready": ready, "practice": self._config.practice}
+            {
+                "status": "ok",
+                "version": __version__,
+                "ready": ready,
+                "practice": self._config.practice,
+                "warnings": len(self._accounts.warnings),
+            }
         )
 
 

@@ -85,9 +85,11 @@ def tokens_in(document: Document) -> Tokens | None:
     access, refresh, scopes = login.get("accessToken"), login.get("refreshToken"), login.get("scopes")
     if not is_token(access):
         return None
+    expires_at = moment(login.get("expiresAt"), missing=inf) / 1000
     return Tokens(
         access_token=access,
         refresh_token=refresh if is_token(refresh) else "",
-        expires_at=moment(login.get("expiresAt"), missing=inf) / 1000,
+        expires_at=expires_at,
+        ends_at=inf if is_token(refresh) else expires_at,
         scopes=tuple(s for s in scopes if isinstance(s, str)) if isinstance(scopes, list) else (),
     )

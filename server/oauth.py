@@ -24,7 +24,7 @@ BETA = "oauth-2025-04-20"  # asked of every request paid by an OAuth token, and 
 
 USUAL_LIFE, LONGEST_LIFE, SHORTEST_LIFE = 3600.0, 366 * 86400.0, 60.0  # seconds of an access token
 LARGEST_ANSWER = 1 << 20
-NOT_DETAILS = {"access_token", "refresh_token", "expires_in", "scope", "error"}
+NOT_DETAILS = {"access_token", "refresh_token", "expires_in", "refresh_token_expires_in", "scope", "error"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Tokens:
 
     access_token: str = field(repr=False)
     refresh_token: str = field(default="", repr=False)  # "" = cannot be renewed
-    expires_at: float = 0.0  # unix seconds
+    expires_at: float = 0.0  # unix seconds, of the access token
     scopes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what else the endpoint told
+    ends_at: float = math.inf  # unix seconds, when nothing can renew it any more; inf = not known
 
     @property
     def identity(self) -> str:
@@ -110,11 +111,15 @@ def read_answer(answer: Answer, now: float, old: Tokens | None = None) -> Tokens
     access, refresh = told.get("access_token"), told.get("refresh_token")
     if not is_token(access):
         raise Unavailable("the sign-in server sent an answer without a usable token", status=answer.status)
-    scope = told.get("scope")
+    scope, expires_at = told.get("scope"), now + life(told.get("expires_in"))
+    kept = old.refresh_token if old else ""
+    renewed = refresh if is_token(refresh) else kept
+    ends_at = now + renewable_for(told) if renewed else expires_at
     return Tokens(
         access_token=access,
-        refresh_token=refresh if is_token(refresh) else (old.refresh_token if old else ""),
-        expires_at=now + life(told.get("expires_in")),
+        refresh_token=renewed,
+        expires_at=expires_at,
+        ends_at=old.ends_at if old and renewed == kept and ends_at == math.inf else ends_at,
         scopes=tuple(scope.split()) if isinstance(scope, str) and scope.split() else (old.scopes if old else ()),
         details={
             **(old.details if old else {}),
@@ -133,6 +138,15 @@ def life(expires_in: Any) -> float:
     except (ValueError, OverflowError):
         return LONGEST_LIFE if isinstance(expires_in, int) and expires_in > 0 else USUAL_LIFE
     return USUAL_LIFE if math.isnan(told) else min(max(told, SHORTEST_LIFE), LONGEST_LIFE)
+
+
+def renewable_for(told: Mapping[str, Any]) -> float:
+    """Seconds for which an answer's refresh token is good; inf where it does not say, or nothing sensible."""
+    try:
+        left = float(told["refresh_token_expires_in"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return math.inf
+    return left if left > 0 else math.inf
 
 
 def is_token(value: Any) -> TypeGuard[str]:

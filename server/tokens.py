@@ -119,10 +119,12 @@ def has_id(entry: Any, account_id: str) -> bool:
 def tokens_in(entry: Entry) -> Tokens:
     """The login in an entry of our own."""
     refresh, scopes, details = entry.get("refresh_token"), entry.get("scopes"), entry.get("details")
+    expires_at = moment(entry.get("expires_at"), missing=0.0)
     return Tokens(
         access_token=entry["access_token"],
         refresh_token=refresh if is_token(refresh) else "",
-        expires_at=moment(entry.get("expires_at"), missing=0.0),
+        expires_at=expires_at,
+        ends_at=moment(entry.get("ends_at"), missing=inf) if is_token(refresh) else expires_at,
         scopes=tuple(s for s in scopes if isinstance(s, str)) if isinstance(scopes, list) else (),
         details=details if isinstance(details, dict) else {},
     )
@@ -136,6 +138,7 @@ def with_tokens(entry: Entry, tokens: Tokens) -> Entry:
         "access_token": tokens.access_token,
         "refresh_token": tokens.refresh_token,
         "expires_at": tokens.expires_at,
+        "ends_at": tokens.ends_at if tokens.ends_at < inf else None,
         "scopes": list(tokens.scopes),
         "details": dict(tokens.details),
         **({"identity": tokens.identity} if tokens.identity else {}),

@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 CLAUDE_CODE = "acc_claude_code"  # the id of Claude Code's login, of which there is one
 LOOK_EVERY = 60.0  # seconds between two looks at all logins, more or less
+DAY = 86_400.0  # seconds
+WARNED_AHEAD = 7 * DAY
 Fallback = Literal["ask", "true", "false"]
 
 
@@ -81,6 +85,7 @@ class Wallet:
         self._logins: dict[str, Login] = {}
         self._notes: list[str] = []
         self._pause = Pause()  # after a save that failed
+        self._warned_at = -inf  # of logins about to end
         self._called = asyncio.Event()  # there is something to save
         self._keeper: asyncio.Task[None] | None = None
         self._sorted: tuple[Document, dict[str, Entry]] = ({}, {})
@@ -132,6 +137,19 @@ class Wallet:
         logins = [login.home.read() for login in self._logins.values()]
         if any(tokens and not tokens.may_chat for tokens in logins):
             found.append("A sign-in lacks the right user:inference and cannot chat. Sign in again.")
+        return found
+
+    @property
+    def endings(self) -> list[str]:
+        """Logins in use that end for good within a week, and what to do before."""
+        found = []
+        for entry in self.entries().values():
+            login = self.login(entry) if entry.get("enabled") is not False else None
+            tokens = login.home.read() if login else None
+            if login and tokens and not refusal(entry, tokens):
+                left = tokens.ends_at - self._clock()
+                if 0 < left <= WARNED_AHEAD:
+                    found.append(about_to_end(str(entry.get("name")), tokens.ends_at, left, login.home.remedy))
         return found
 
     @property
@@ -280,6 +298,10 @@ class Wallet:
         if not self._pause.left(self._clock()):
             await self.save()
         await self._file.look()
+        if not 0 <= self._clock() - self._warned_at < DAY and (endings := self.endings):
+            self._warned_at = self._clock()
+            for sentence in endings:
+                logger.warning(sentence)
         for entry in self.entries().values():
             login = self.login(entry)
             if login is None or entry.get("source", "own") != "own" or entry.get("enabled") is False:
@@ -298,6 +320,15 @@ class Wallet:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._called.wait()
+
+
+def about_to_end(name: str, ends_at: float, left: float, remedy: str) -> str:
+    """A week ahead by days, on the last two by hours."""
+    day = datetime.fromtimestamp(ends_at, UTC).astimezone()
+    span = (
+        f"{left / DAY:.0f} days" if left > 2 * DAY else "less than an hour" if left < 3600 else f"{left / 3600:.0f} h"
+    )
+    return f"The sign-in “{name}” ends in {span}, on {day:%d %b, %H:%M}, and cannot be renewed then. {remedy}"
 
 
 def claude_code_entry() -> Entry:

@@ -223,6 +223,19 @@ async def test_the_final_word_leaves_the_file_as_it_is(tmp_path, oauth, clock, c
     assert before != credentials.read_bytes()
 
 
+async def test_a_profile_that_cannot_be_renewed_is_told_before_it_ends_a_federated_one_is_made_anew(
+    tmp_path, oauth, clock
+):
+    for name, kind in (("mine", "user_oauth"), ("ci", "oidc_federation")):
+        put_profile(tmp_path, name, {**oauth.issue(), "refresh_token": ""}, kind=kind)
+    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
+        await pool.use_ant_profile("mine")
+        await pool.use_ant_profile("ci")
+        (words,) = pool.warnings
+        assert "“ant profile mine” ends in" in words
+        assert words.endswith("Run in a terminal: ant auth login --profile mine")
+
+
 @pytest.mark.parametrize("changes", [{"kind": "oidc_federation"}, {"client_id": ""}], ids=str)
 async def test_what_only_others_can_renew_is_used_while_valid_and_then_told(tmp_path, oauth, clock, changes):
     file = put_profile(tmp_path, "default", oauth.issue(), **changes)

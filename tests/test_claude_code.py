@@ -85,6 +85,17 @@ def test_a_file_without_a_login_holds_none(document):
     assert tokens_in(document) is None
 
 
+async def test_one_that_cannot_be_renewed_is_told_a_week_before_it_ends(tmp_path, oauth, clock):
+    put_login(tmp_path, {**oauth.issue(), "refresh_token": ""})
+    async with started(make_pool(tmp_path, oauth.url, clock, fallback="true")) as pool:
+        (words,) = pool.warnings
+        assert words.startswith("The sign-in “Claude Code” ends in 8 h")
+        assert words.endswith("Start Claude Code and sign in there.")
+        put_login(tmp_path, oauth.issue())
+        await pool.look()
+        assert pool.warnings == []
+
+
 def test_a_login_without_an_end_is_valid_until_the_upstream_says_otherwise():
     assert tokens_in({"claudeAiOauth": {"accessToken": "sk-ant-oat01-x"}}).expires_at == float("inf")
 

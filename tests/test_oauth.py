@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from math import inf
 
 import pytest
 from aiohttp import web
@@ -44,6 +46,30 @@ def test_a_good_answer_becomes_tokens_with_an_absolute_end():
     assert tokens.scopes == ("user:profile", "user:inference")
     assert tokens.identity == "org-1/person-1"
     assert tokens.label == "barliman@inn.example"
+
+
+@pytest.mark.parametrize(
+    ("told", "ends_at"),
+    [
+        ({}, inf),
+        ({"refresh_token_expires_in": 86_400}, NOW + 86_400),
+        ({"refresh_token_expires_in": "86400"}, NOW + 86_400),
+        *(({"refresh_token_expires_in": odd}, inf) for odd in (None, "soon", [], 0, -5, float("nan"), 10**400)),
+        ({"refresh_token": "sk-ant-ort01-old"}, NOW + 5),
+        ({"refresh_token": None}, NOW + 5),
+        ({"refresh_token": None, "refresh_token_expires_in": 60}, NOW + 60),
+    ],
+    ids=str,
+)
+def test_the_end_of_a_login_is_what_was_last_said_of_its_refresh_token(told, ends_at):
+    tokens = read_answer(answer(**{**GOOD, **told}), NOW, replace(OLD, ends_at=NOW + 5))
+    assert tokens.ends_at == ends_at
+    assert "refresh_token_expires_in" not in tokens.details
+
+
+def test_a_login_without_a_refresh_token_ends_with_its_access_token():
+    tokens = read_answer(answer(access_token="sk-ant-oat01-new", expires_in=28800), NOW)
+    assert tokens.ends_at == tokens.expires_at == NOW + 28800
 
 
 @pytest.mark.parametrize("missing", [{}, {"refresh_token": None}, {"refresh_token": ""}, {"refresh_token": 7}])

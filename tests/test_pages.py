@@ -13,6 +13,7 @@ import pytest
 
 from server.days import rfc3339
 from server.guard import Door, door_of
+from server.oauth import Tokens
 from server.owner import Owner
 from server.pages import page, routes
 from server.pages.words import WORDS
@@ -309,6 +310,20 @@ async def test_the_warnings_stand_on_top_of_the_pages(tavern, browser):
         assert "The disk is full" in text
         assert "The folder is open to others." in text
         assert "<img src=x" not in text
+
+
+async def test_a_sign_in_about_to_end_is_told_on_every_page_and_on_its_card(tavern, browser):
+    end = time.time() + 3.2 * 86400
+    tokens = Tokens("sk-ant-oat01-a", "sk-ant-ort01-b", expires_at=end, ends_at=end)
+    account = await tavern.accounts.add_oauth(tokens, f"My plan {HOSTILE}")
+    for path in ("/", "/accounts", "/auth/login"):
+        _, text, _ = await browser.see(path)
+        assert "ends in 3 days" in text
+        assert "<img src=x" not in text
+    _, text, _ = await browser.see("/accounts")
+    assert re.search(rf"Sign in again before</dt><dd><time datetime=\"{rfc3339(end)}\">", text)
+    (row,) = (await browser.say("GET", "/api/accounts"))[1]["accounts"]
+    assert (row["id"], row["ends_at"]) == (account.id, rfc3339(end))
 
 
 async def test_a_hostile_name_is_text_everywhere(tavern, browser):

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import time
 
 import pytest
 
+from server.oauth import Tokens
 from tests.fakes import (
     ASK,
     KEY,
@@ -357,7 +359,11 @@ async def test_health_answers_anybody(proxy):
     assert health["status"] == "ok"
     assert health["ready"] is False
     await sign_in(proxy)
-    assert (await proxy.send("GET", "/health")).json["ready"] is True
+    health = (await proxy.send("GET", "/health")).json
+    assert (health["ready"], health["warnings"]) == (True, 0)
+    end = time.time() + 28800
+    await proxy.parts.accounts.add_oauth(Tokens("sk-ant-oat01-a", expires_at=end, ends_at=end))
+    assert (await proxy.send("GET", "/health")).json["warnings"] == 1
 
 
 # -- who may ask

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import re
 import stat
 import subprocess
+from math import inf
 
 import pytest
 
@@ -32,6 +34,7 @@ from tests.pools import NOW, login, make_pool, needs_posix, python, settings, st
 pytestmark = pytest.mark.anyio
 
 TOO_LATE = 30_000.0  # seconds after which the usual login has ended
+DAY = 86_400.0
 
 
 @pytest.fixture
@@ -594,6 +597,45 @@ async def test_an_answer_without_a_refresh_token_keeps_the_old_one(pool, oauth, 
     assert after["refresh_token"] == before["refresh_token"]
     assert after["expires_at"] == clock.now + 7200
     assert after["details"] == before["details"]
+
+
+async def test_a_login_about_to_end_is_told_for_a_week_and_logged_once_a_day(oauth, clock, tmp_path, caplog):
+    oauth.told["refresh_token_expires_in"] = 30 * DAY
+    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
+        account = await pool.add_oauth(login(oauth, clock), "My plan")
+        clock.now += TOO_LATE
+        await pool.tend()  # which renews it
+        end = clock.now + 30 * DAY
+        assert (pool.get(account.id).ends_at, pool.warnings) == (end, [])
+    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:  # it is known over a restart
+        oauth.told.pop("refresh_token_expires_in")
+        clock.now = end - 7 * DAY
+        pair = {"access_token": "sk-ant-oat01-kept", "expires_in": 8 * DAY}
+        oauth.odd.append((200, json.dumps(pair), {}))  # the refresh token stays, and its end with it
+        await pool.tend()
+        (words,) = pool.warnings
+        assert words.startswith("The sign-in “My plan” ends in 7 days, on ")
+        assert words.endswith("and cannot be renewed then. Sign in again.")
+        for hours in range(0, 7 * 24, 6):
+            clock.now = end - 7 * DAY + hours * 3600
+            await pool.tend()
+        logged = [record.getMessage() for record in caplog.records if "My plan" in record.getMessage()]
+        assert [re.search(r"ends in ([\w ]+),", words)[1] for words in logged] == [
+            *("7 days", "6 days", "5 days", "4 days", "3 days", "48 h", "24 h")
+        ]
+        clock.now = end - 60
+        assert "less than an hour" in pool.warnings[0]
+        await pool.update(account.id, enabled=False)
+        assert pool.warnings == []
+        await pool.update(account.id, enabled=True)
+        await pool.add_oauth(login(oauth, clock))  # the owner has signed in again
+        assert (pool.get(account.id).ends_at, pool.warnings) == (inf, [])
+
+
+async def test_a_login_that_nothing_can_renew_is_told_from_the_beginning(tmp_path, oauth, clock):
+    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
+        await pool.add_oauth(login(oauth, clock, refresh_token="", ends_at=clock() + 28800))
+        assert "ends in 8 h" in pool.warnings[0]
 
 
 async def test_a_lost_right_to_chat_is_told(pool, oauth, clock):

@@ -181,6 +181,7 @@ WORDS: dict[str, dict[str, str]] = {
         "rests_until": "Free again at",
         "rests_on": "Rests until you wake it",
         "expires_at": "Good until",
+        "ends_at": "Sign in again before",
         "renewed_at": "Renewed",
         "last_error": "Last renewal failed:",
         "limits": "Limits",
