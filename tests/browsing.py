@@ -14,7 +14,7 @@ from playwright.async_api import async_playwright, expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP rebound.example 127.0.0.1"]
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=60_000)
 
 NEEDED = [
     pytest.mark.anyio,
@@ -67,7 +67,7 @@ async def browsing(tavern, **options):
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         context = await browser.new_context(**{"viewport": {"width": 1000, "height": 800}, **options})
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)
         person = Person(context, tavern)
         try:
             yield person

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+PATIENCE = 60.0  # seconds, far more than any machine needs: where they pass, something hangs
 KEY = "sk-ant-api03-a-key-of-the-tests-0001"
 ASK = {"model": "claude-sonnet-4-6", "max_tokens": 100, "messages": [{"role": "user", "content": "Hello"}]}
 USAGE = {

@@ -36,7 +36,7 @@ def settings(token_url, **changes):
         redirect_uri="https://console.anthropic.com/oauth/code/callback",
         client_id="the-client",
         scopes="user:profile user:inference",
-        deadline=5.0,
+        deadline=30.0,
     )
     return replace(usual, **changes)
 
@@ -111,7 +111,7 @@ import tests.pools
 async def warm_up():
     with tempfile.TemporaryDirectory() as folder:
         async with locked(Path(folder) / "file"), FakeOAuth().serving() as oauth:
-            await post(oauth.url, {{}}, deadline=5)
+            await post(oauth.url, {{}}, deadline=30)
 
 asyncio.run(warm_up())
 if os.geteuid() == 0:
@@ -125,7 +125,7 @@ def as_plain_user(script, *args):
     They are dropped within the child, when it has loaded what it needs: Python may lie in a folder of root's own.
     """
     with python(DROP_RIGHTS + script, *args) as child:
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate(timeout=240)
     assert child.returncode == 0, err
     return out
 

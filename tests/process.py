@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 
+from tests.fakes import PATIENCE
+
 TOP = Path(__file__).resolve().parent.parent
-PATIENCE = 30
 
 
 def free_port():

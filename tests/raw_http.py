@@ -5,9 +5,8 @@ import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.fakes import ASK, KEY
+from tests.fakes import ASK, KEY, PATIENCE
 
-PATIENCE = 20
 CHAT = json.dumps(ASK).encode()
 
 

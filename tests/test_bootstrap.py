@@ -117,7 +117,7 @@ class Place:
     def start(self, *arguments, code=0, **how):
         """Runs to the end; `(what the server said, what stood before it, what went to stderr)`."""
         with self.begin(*arguments, **how) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=240)
         assert process.returncode == code, out + err
         before, _, last = out.rstrip("\n").rpartition("\n")
         return (json.loads(last) if last.startswith("{") else None), before if last.startswith("{") else out, err
@@ -161,7 +161,7 @@ class SilentIndex:
 
     def __init__(self):
         self.socket = socket.create_server(("127.0.0.1", 0))
-        self.socket.settimeout(60)
+        self.socket.settimeout(240)
         self.calls = []
 
     def env(self, place):
@@ -199,7 +199,7 @@ def test_a_second_start_goes_straight_to_the_server_in_the_same_process_without_
     no_wheels(installed)
     (installed.bin / "python3").unlink()  # nor is another Python asked
     with installed.begin("open") as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=240)
     assert json.loads(out) | {"prefix": ""} == {"asked": ["open"], "pid": process.pid, "prefix": "", "tiny": "1.0"}
 
 
@@ -246,7 +246,7 @@ def test_an_installation_ended_in_the_middle_is_made_anew(place, silent_index, e
     with place.begin(env=silent_index.env(place)) as process:
         silent_index.wait_for_a_call()
         os.killpg(process.pid, end)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=240)
     assert (process.returncode != 0, err) == (True, words)
     assert not (place.venv / "ready").exists()
     assert place.start()[0]["tiny"] == "1.0"
@@ -257,7 +257,7 @@ def test_a_changed_lock_interrupted_in_the_middle_is_made_anew(installed, silent
     with installed.begin(env=silent_index.env(installed)) as process:
         silent_index.wait_for_a_call()
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     said, before, _ = installed.start()
     assert said["tiny"] == "2.0"
     assert "Setting up" in before
@@ -283,7 +283,7 @@ def test_an_installation_for_another_python_version_is_made_anew(installed):
 
 def test_two_first_starts_at_once_both_work(place):
     with place.begin("one") as one, place.begin("two") as two:
-        outs = [process.communicate(timeout=60)[0] for process in (one, two)]
+        outs = [process.communicate(timeout=240)[0] for process in (one, two)]
     assert [json.loads(out.splitlines()[-1])["asked"] for out in outs] == [["one"], ["two"]]
     assert "".join(outs).count("Setting up") == 1
 
@@ -295,7 +295,7 @@ def test_a_second_start_waits_for_an_installer_that_outlived_its_start(place, si
         with place.begin() as second:
             assert second.stdout.readline() == "Another start is installing; waiting for it to finish...\n"
             silent_index.close()
-            out, _ = second.communicate(timeout=60)
+            out, _ = second.communicate(timeout=240)
     assert json.loads(out.splitlines()[-1])["tiny"] == "1.0"
 
 

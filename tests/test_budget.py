@@ -14,7 +14,7 @@ from server.days import begins
 from server.errors import ProxyError
 from server.models import Models, cost
 from server.usage import Receipt
-from tests.fakes import ASK, STREAM, error, plain, reply_events, stream
+from tests.fakes import ASK, PATIENCE, STREAM, error, plain, reply_events, stream
 from tests.pools import Clock
 from tests.running import running
 
@@ -384,7 +384,7 @@ async def test_pings_are_paid_by_the_key_whose_chat_they_keep_alive_and_only_if_
         key = await make_key(proxy, limits={"usd_per_day": limit}, helps={"cache_keepalive_pings": of_key})
         bills(anthropic, bill)  # 14,400 bytes, so a reply costs 4.5 ct and a ping may cost 5.5
         assert (await chat(proxy, key, "Once upon a time. " * 800, stream=True)).status == 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             if of_key != 0:
                 await due.wait()
             while len(receipts := await proxy.receipts()) < 1 + (of_key != 0):

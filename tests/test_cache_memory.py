@@ -134,7 +134,7 @@ def test_what_is_learned_reaches_the_disk_while_the_proxy_runs(tmp_path):
     memory = opened(tmp_path)
     played(memory)
     with sqlite3.connect(tmp_path / "state.sqlite") as db:
-        for _ in range(200):
+        for _ in range(1200):
             if found := db.execute("SELECT COUNT(*) FROM cache_entries").fetchone()[0]:
                 break
             time.sleep(0.05)

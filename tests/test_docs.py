@@ -19,7 +19,7 @@ def test_readme_and_config_txt_are_current():
 
 def test_the_check_finds_the_same_from_any_folder(tmp_path):
     done = subprocess.run(
-        [sys.executable, TOP / "util" / "docs.py", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, TOP / "util" / "docs.py", "--check"], cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

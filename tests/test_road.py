@@ -11,6 +11,7 @@ from server.oauth import Tokens
 from tests.fakes import (
     ASK,
     KEY,
+    PATIENCE,
     PLAIN,
     STREAM,
     STREAM_HEAD,
@@ -25,7 +26,6 @@ from tests.fakes import (
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
-PATIENCE = 20
 
 
 async def sign_in(proxy, key="sk-ant-api03-the-owners-own-key-0002"):

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes import PATIENCE
+
 TOP = Path(__file__).resolve().parent.parent
-PATIENCE = 30
 
 
 @pytest.fixture

@@ -5,10 +5,19 @@ import struct
 import pytest
 
 from server.upstream import Broken, Patience, Silence, Upstream, UpstreamFailed, Watch
-from tests.fakes import STREAM, STREAM_HEAD, chunked, fake_anthropic, plain, raw_upstream, reply_events, stream
+from tests.fakes import (
+    PATIENCE,
+    STREAM,
+    STREAM_HEAD,
+    chunked,
+    fake_anthropic,
+    plain,
+    raw_upstream,
+    reply_events,
+    stream,
+)
 
 pytestmark = pytest.mark.anyio
-PATIENCE = 20.0
 
 
 @pytest.fixture
