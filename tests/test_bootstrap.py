@@ -20,6 +20,7 @@ from threading import Thread
 
 import pytest
 
+from util import sbom
 from util.bootstrap import remedy
 
 ROOT = Path(__file__).parent.parent
@@ -486,6 +487,20 @@ def test_every_package_asked_for_is_locked_with_hashes(name):
 
 def test_the_development_lock_holds_all_of_the_other_at_the_same_versions():
     assert pins("requirements.txt").items() <= pins("requirements-dev.txt").items()
+
+
+def test_the_sbom_names_the_locked_packages_and_no_others():
+    bom = json.loads(sbom.SBOM.read_text())
+    listed = {
+        package["name"]: (package["version"], {f"--hash=sha256:{one['content']}" for one in package["hashes"]})
+        for package in bom["components"]
+    }
+    assert listed == pins("requirements.txt")
+    (whole,) = (
+        one["dependsOn"] for one in bom["dependencies"] if one["ref"] == bom["metadata"]["component"]["bom-ref"]
+    )
+    assert set(whole) == set(re.findall(r"^[\w-]+", (ROOT / "requirements.in").read_text(), re.MULTILINE))
+    assert sbom.made(sbom.LOCK.read_text()) == sbom.SBOM.read_text(), "run .venv/bin/python util/sbom.py"
 
 
 def test_run_sh_is_plain_posix_shell():

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes requirements.txt and requirements-dev.txt anew from the .in files: util/lock.sh [--upgrade]   (needs uv)
+# Writes requirements.txt and requirements-dev.txt anew from the .in files, and the SBOM from the first of them:
+# util/lock.sh [--upgrade]   (needs uv, and a .venv with the development packages: ./run.sh test makes it)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,3 +11,4 @@ lock() {
 
 lock requirements.in --output-file requirements.txt "$@"
 lock requirements-dev.in --output-file requirements-dev.txt "$@"
+.venv/bin/python util/sbom.py
