@@ -169,7 +169,7 @@ class Doors:
         return self._keys.authenticate(headers, required=self.key_needed)
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
-        receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona)
+        receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona.lower())
         hold: Hold | None = None
         asked: ChatRequest | None = None
         chat: Chat | None = None

@@ -213,27 +213,31 @@ class Books:
         except ProxyError:
             return []
 
-    async def usage(self, since: float, until: float, by: str, *, key_id: str | None = None) -> list[dict[str, Any]]:
+    async def usage(
+        self, since: float, until: float, by: str, *, split_by: str = "", key_id: str | None = None
+    ) -> list[dict[str, Any]]:
         """The rows of GET /api/usage: days in order, other groups by what they cost. Old days count whole, by their
-        beginning. Raises ProxyError 503 when the books cannot be read."""
-        group, label = GROUPS[by]
+        beginning. `split_by`: a row for each of these in a group. Raises ProxyError 503 when the books cannot be
+        read."""
+        _, label = GROUPS[by]
+        groups = ", ".join(GROUPS[name][0] for name in (by, split_by) if name)
         one_key = "" if key_id is None else "AND key_id = ?"
         mine = () if key_id is None else (key_id,)
         sums = ", ".join(f"sum({name}) AS {name}" for name in SUMMED)
         query = f"""
-            SELECT {group} AS id, {label} AS label, max(day) AS last_day, {sums} FROM (
+            SELECT {groups}, {label} AS label, max(day) AS last_day, {sums} FROM (
                 SELECT {AS_SUMS} FROM book_requests WHERE at >= ? AND at < ? {one_key}
                 UNION ALL SELECT day, model, key_id, key, account_id, account, persona, chat, {", ".join(SUMMED)}
                 FROM book_days WHERE begins >= ? AND begins < ? {one_key}
-            ) GROUP BY {group}
+            ) GROUP BY {groups}
         """  # noqa: S608 (names of columns, from the tables above)
 
         def read(db: sqlite3.Connection) -> list[dict[str, Any]]:
             cursor = db.execute(query, (since, until, *mine, since, until, *mine))
             names = [column[0] for column in cursor.description]
             found = [dict(zip(names, row, strict=True)) for row in cursor]
-            titles = {row["id"]: row for row in self._chats(db)} if by == "chat" else {}
-            return [usage_row(by, row, titles) for row in found]
+            chats = {row["id"]: row for row in self._chats(db)} if by == "chat" else {}
+            return [usage_row(row, by, split_by, chats) for row in found]
 
         rows = await asyncio.wrap_future(self._ask(read))
         return sorted(rows, key=lambda row: row["group"] if by == "day" else -(row["usd"] or 0))
@@ -414,17 +418,17 @@ def cut(lines: bytes) -> tuple[bytes, ...]:
     return tuple(lines[i : i + DIGEST] for i in range(0, len(lines), DIGEST))
 
 
-def usage_row(by: str, row: Mapping[str, Any], titles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def usage_row(row: Mapping[str, Any], by: str, split_by: str, chats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A row of GET /api/usage. Where no request had a known price there is no sum, rather than 0."""
-    group = row["label"] or None
-    if by == "chat" and row["id"] in titles:
-        group = titles[row["id"]]["title"]
+    column, label = GROUPS[by]
+    chat = chats.get(row[column]) if by == "chat" else None
     priced = row["requests"] > row["unpriced"]
-    shown = {"group": group, "requests": row["requests"], **{name: row[name] for name in COUNTERS}}
+    shown = {"group": chat["title"] if chat else row["label"] or None, "requests": row["requests"]}
+    shown |= {name: row[name] for name in COUNTERS}
     shown |= {name: rounded(row[name]) if priced else None for name in ("usd", "usd_without_cache")}
     shown |= {"unpriced_requests": row["unpriced"], "cache_hits": row["hits"]}
-    if GROUPS[by][0] != GROUPS[by][1] or by == "chat":
-        shown["id"] = row["id"] or None
-    if by == "chat" and row["id"] in titles:
-        shown |= {name: titles[row["id"]][name] for name in ("name", "began_at", "last_at")}
-    return shown
+    if column != label or by == "chat":
+        shown["id"] = row[column] or None
+    if split_by:
+        shown[split_by] = row[GROUPS[split_by][1]] or None
+    return shown | ({name: chat[name] for name in ("name", "began_at", "last_at")} if chat else {})

@@ -47,7 +47,7 @@ class Client:
 
     def check_persona(self, persona: str) -> None:
         """Raises ProxyError 403 for another persona than this key may use."""
-        if self.personas and persona not in self.personas:
+        if self.personas and persona.lower() not in map(str.lower, self.personas):
             addresses = ", ".join(f"/v1/{name}" for name in self.personas)
             raise ProxyError(403, f"This key is for certain personas only. Let the proxy URL end in {addresses}.")
 

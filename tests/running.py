@@ -82,20 +82,21 @@ async def running(
     sleep: Sleep = asyncio.sleep,
     patience: Patience | None = None,
     clock: Callable[[], float] = time.time,
-    presets: Path = TOP / "presets",
+    presets: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[Proxy]:
-    """The program with these settings; nothing of the person's own home is looked at."""
+    """The program with these settings; nothing of the person's own home is looked at. Without `presets` the personas
+    that ship are on the road, and the pages write others."""
     home = data_dir / "home"
     settings = {"claude_config_dir": str(home / "claude"), "auto_open_browser": False, **settings}
     config = Config(data_dir=data_dir / "data", api_base_url=api_base_url, **settings)
     sockets = listen(config.host, 0)
     port = sockets[0].getsockname()[1]
-    parts = build(config, port, patience=patience, clock=clock, sleep=sleep, presets=presets)
+    parts = build(config, port, patience=patience, clock=clock, sleep=sleep, presets=presets or TOP / "presets")
     own = data_dir / "own"  # what the pages may write: never the files of this very folder
     (own / "presets").mkdir(parents=True, exist_ok=True)
     parts.app[page.PLACES] = (own / "config.txt", own / ".env", {})
-    parts.app[page.PRESETS] = Personas(own / "presets")
+    parts.app[page.PRESETS] = Personas(presets or own / "presets")
     runner = Runner(parts.app, limits=limits, shutdown_timeout=1.0)
     await runner.setup()
     for made in sockets:

@@ -140,6 +140,11 @@ async def test_sums_by_day_model_key_account_persona_and_chat(open_books):
     assert {row["group"] for row in await rows(books, by="persona")} == {"brindle", None}
     assert len(await rows(books, by="chat")) == 6
     assert [row["requests"] for row in await rows(books, key_id="key_1")] == [1, 1]
+    split = await rows(books, by="account", split_by="persona")
+    assert sorted((row["persona"] or "", row["id"], row["requests"]) for row in split) == [
+        ("", "acc_1", 1),
+        ("brindle", "acc_1", 5),
+    ]
     whole, parts = await rows(books, by="account"), await rows(books, by="model")
     assert sum(row["usd"] for row in parts) == pytest.approx(whole[0]["usd"])
 

@@ -446,6 +446,38 @@ async def test_a_chat_is_listed_by_its_time_and_by_its_name_once_it_has_one(prox
     assert SECRET not in text
 
 
+async def test_a_chats_sums_are_split_by_the_personas_it_was_played_with(tmp_path, upstream):
+    presets = tmp_path / "presets"
+    presets.mkdir()
+    (presets / "ruth.json").write_text('{"name": "Ruth Alder", "suffix": "(Slowly.)"}')
+    (presets / "sam.json").write_text('{"suffix": "(Quickly.)"}')
+    async with running(tmp_path, upstream.url, presets=presets) as proxy:
+        for path in ("/v1/messages", "/v1/ruth/messages", "/v1/Ruth/messages", "/v1/sam/messages"):
+            await proxy.ask(path, **chat())
+        await proxy.ask("/v1/ruth/messages", **chat("Another story."))
+        listed = (await proxy.owner("GET", "/api/chats")).json["chats"]
+        other, split = sorted(listed, key=lambda row: row["requests"])
+        told = {part["persona"]: part["requests"] for part in split["personas"]}
+        assert told == {None: 1, "ruth": 2, "sam": 1}
+        for name in ("requests", "usd", "usd_without_cache", "cache_hits", "cache_read_tokens"):
+            assert sum(part[name] for part in split["personas"]) == pytest.approx(split[name])
+        _, text = await see(proxy, "/chats")
+        _, spending = await see(proxy, "/spending")
+    assert [part["persona"] for part in other["personas"]] == ["ruth"]
+    assert "<dt>Persona</dt><dd>Ruth Alder</dd>" in text
+    by_persona = text[text.index("By persona") : text.index("Chat by chat")]
+    for words in (by_persona, spending[spending.index("By persona") :]):
+        assert re.findall(r"<span>(.+?)</span>", words) == ["Ruth Alder", "no persona", "Sam"]
+        assert re.findall(r"(\d) requests? · \d+ % cache hits", words) == ["3", "1", "1"]
+    assert SECRET not in text
+
+
+async def test_without_personas_none_are_told(proxy):
+    await proxy.ask()
+    _, text = await see(proxy, "/chats")
+    assert "By persona" not in text
+
+
 async def test_older_requests_are_told_from_the_books_after_a_restart(tmp_path, upstream):
     async with running(tmp_path, upstream.url) as proxy:
         request_id = (await proxy.ask(temperature=1.0, top_p=0.9)).headers["x-receipt"]

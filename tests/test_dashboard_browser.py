@@ -6,6 +6,7 @@ from random import Random
 import pytest
 from playwright.async_api import expect
 
+from server.cache_why import CacheStory
 from server.chats import Chat
 from server.config import Config
 from server.helps import Helps
@@ -223,6 +224,7 @@ async def a_month(tavern):
                 "cache_read_input_tokens": 0 if new else 20_000,
                 "output_tokens": 420,
             }
+            receipt.cache = CacheStory("miss" if new else "hit")
             receipt.chat = f"chat_{day % 4}"
             books.add(receipt, Chat(receipt.chat, "", now - 28 * 86400 - day % 4, receipt.at, ()))
     await books.usage(0, 1e11, "day")  # everything added before is in this answer
@@ -254,6 +256,8 @@ async def test_a_chat_is_named_by_keyboard_and_its_name_is_text(tavern, person, 
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", name="The third window")).to_be_visible()
     assert await page.evaluate("document.activeElement.matches('button[data-do=name]')")
+    await expect(page.locator("[aria-labelledby=by-persona] li")).to_have_count(2)
+    await expect(page.get_by_role("list", name="By persona")).to_have_count(4)
     await looks_right(page, f"{tavern.url}/chats", pictures, "chats")
     await page.get_by_role("button", name="Name it: The third window").click()
     await page.get_by_role("dialog").get_by_role("textbox").fill(HOSTILE[:80])

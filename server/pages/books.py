@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -19,6 +20,7 @@ from server.usage import Receipts
 BOOKS = web.AppKey("books", Books)
 RECEIPTS = web.AppKey("receipts", Receipts)
 EVER, NEVER = 0.0, 1e11  # unix seconds
+OF_CHAT = {"group", "id", "name", "began_at", "last_at"}  # what a row tells of its chat, besides sums
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a command to spreadsheets
 
 
@@ -76,9 +78,18 @@ async def usage_csv(request: web.Request) -> web.Response:
 
 async def chats(request: web.Request) -> web.Response:
     """GET /api/chats?from=&to=: each with its sums, the one used last first."""
-    rows = await usage_rows(request, by="chat")
-    told = [row for row in rows if row["id"]]
-    return answer({"chats": sorted(told, key=lambda row: row.get("last_at") or "", reverse=True)})
+    return answer({"chats": await chats_between(request.app, *period(request.query))})
+
+
+async def chats_between(app: web.Application, since: float, until: float) -> list[dict[str, Any]]:
+    """The chats of that time, the one used last first; `personas`: the same sums for each it was played with."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in await app[BOOKS].usage(since, until, "chat", split_by="persona"):
+        sums = {name: value for name, value in row.items() if name not in OF_CHAT}
+        parts.setdefault(row["id"], []).append(sums)
+    rows = await app[BOOKS].usage(since, until, "chat")
+    told = [{**row, "personas": parts.get(row["id"], [])} for row in rows if row["id"]]
+    return sorted(told, key=lambda row: row.get("last_at") or "", reverse=True)
 
 
 async def name_chat(request: web.Request) -> web.Response:
@@ -90,17 +101,21 @@ async def name_chat(request: web.Request) -> web.Response:
     return answer(await request.app[BOOKS].name_chat(request.match_info["id"], name))
 
 
-async def usage_rows(request: web.Request, by: str = "") -> list[dict[str, Any]]:
+async def usage_rows(request: web.Request) -> list[dict[str, Any]]:
     """The rows a query asks for. Raises ProxyError 400."""
-    query = request.query
-    by = by or query.get("by", "day")
+    by = request.query.get("by", "day")
     if by not in GROUPS:
         raise ProxyError(400, f"by: must be one of {', '.join(GROUPS)}.")
+    return await request.app[BOOKS].usage(*period(request.query), by)
+
+
+def period(query: Mapping[str, str]) -> tuple[float, float]:
+    """The time a query asks for, in unix seconds. Raises ProxyError 400."""
     since = read_moment("from", query["from"]) if query.get("from") else EVER
     until = read_moment("to", query["to"], end=True) if query.get("to") else NEVER
     if since > until:
         raise ProxyError(400, "from: must not be later than to.")
-    return await request.app[BOOKS].usage(since, until, by)
+    return since, until
 
 
 def cell(value: Any) -> Any:

@@ -12,8 +12,8 @@ from aiohttp import web
 from server.days import begins, day_of
 from server.guard import expect
 from server.pages import figures, plot
-from server.pages.books import BOOKS
-from server.pages.page import all_warnings, page
+from server.pages.books import BOOKS, EVER, NEVER, chats_between
+from server.pages.page import PRESETS, all_warnings, page
 from server.pages.words import WORDS
 
 PERIODS = {"7": 7, "30": 30, "90": 90, "all": 0}
@@ -21,7 +21,6 @@ USUAL = "30"
 GROUPS = ("model", "account", "key", "persona")
 CHATS_SHOWN = 100
 MOST_DAYS = 366  # columns of a plot
-EVER, NEVER = 0.0, 1e11  # unix seconds
 
 
 def routes() -> list[web.RouteDef]:
@@ -36,7 +35,7 @@ async def spending_page(request: web.Request) -> web.Response:
     books, now = request.app[BOOKS], time.time()
     period, since = chosen_period(request, now)
     by_day = await books.usage(since, NEVER, "day")
-    groups = [(name, [told(row) for row in await books.usage(since, NEVER, name)]) for name in GROUPS]
+    groups = [(name, await rows_by(request.app, since, name)) for name in GROUPS]
     return page(
         request,
         "spending.html",
@@ -55,20 +54,34 @@ async def spending_page(request: web.Request) -> web.Response:
 async def chats_page(request: web.Request) -> web.Response:
     """GET /chats"""
     period, since = chosen_period(request, time.time())
-    found = await request.app[BOOKS].usage(since, NEVER, "chat")
-    rows = [told(row) for row in found if row["id"] and "last_at" in row]
-    rows.sort(key=lambda row: str(row["last_at"]), reverse=True)
+    found = await chats_between(request.app, since, NEVER)
+    rows = [{**told(row), "personas": [told(part) for part in row["personas"]]} for row in found if "last_at" in row]
     shown = rows if request.query.get("show") == "all" else rows[:CHATS_SHOWN]
+    personas = [row for row in await rows_by(request.app, since, "persona") if row["prompt"]]
     return page(
         request,
         "chats.html",
         period=period,
         periods=list(PERIODS),
         chats=shown,
+        titles=persona_titles(request.app),
+        personas=personas if any(row["group"] for row in personas) else (),
+        most=max((row["usd"] or 0 for row in personas), default=0),
         there_are_more=len(shown) < len(rows),
         warnings=all_warnings(request.app),
         nav=True,
     )
+
+
+async def rows_by(app: web.Application, since: float, name: str) -> list[dict[str, Any]]:
+    """The rows of the books by `name`; personas under the names that people read."""
+    titles = persona_titles(app) if name == "persona" else {}
+    rows = [told(row) for row in await app[BOOKS].usage(since, NEVER, name)]
+    return [{**row, "group": titles.get(row["group"], row["group"])} for row in rows]
+
+
+def persona_titles(app: web.Application) -> dict[str, str]:
+    return {persona.name: persona.title for persona in app[PRESETS].all()}
 
 
 def chosen_period(request: web.Request, now: float) -> tuple[str, float]:
