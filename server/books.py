@@ -100,6 +100,7 @@ class Row(NamedTuple):
             "tokens": {name: getattr(self, name) for name in COUNTERS},
             "usd": rounded(self.usd),
             "usd_without_cache": rounded(self.usd_without_cache),
+            "fees": [],
             "changes": [],
             "changes_count": self.changes,
             "cache": {

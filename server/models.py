@@ -6,10 +6,10 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 MODELS_FILE = Path(__file__).with_name("models.toml")
 LINES = ("fable", "mythos", "opus", "sonnet", "haiku")
@@ -75,6 +75,7 @@ class Model:
     listed: bool = True
     known: bool = True
     as_of: date | None = None
+    fees: Mapping[str, float] = field(default_factory=dict, hash=False)  # dollars a use, by counter of server_tool_use
 
     @property
     def thinks_by_default(self) -> bool:
@@ -113,11 +114,11 @@ class Models:
         """The table as it stands in `path`. `version` changes with every change of the file. Raises ValueError."""
         raw = path.read_bytes()
         rows = tomllib.loads(raw.decode())
-        as_of = rows.pop("as_of", None)
+        common: dict[str, Any] = {name: rows.pop(name) for name in ("as_of", "fees") if name in rows}
         complete: dict[str, dict[str, Any]] = {}
         for name, row in rows.items():
             complete[name] = completed(name, row, complete)
-        models = cls(model_of(name, row, as_of) for name, row in complete.items())
+        models = cls(model_of(name, row, common) for name, row in complete.items())
         named = (replace(m, successor=m.successor or models.newest(m.line).id) for m in models.all)
         settled = (replace(m, successor="") if m.successor == m.id else m for m in named)
         return cls(settled, version=hashlib.sha256(raw).hexdigest()[:16])
@@ -176,9 +177,9 @@ def completed(name: str, row: dict[str, Any], above: Mapping[str, dict[str, Any]
     return {key: value for key, value in above[relative].items() if key not in own} | row
 
 
-def model_of(name: str, row: dict[str, Any], as_of: date | None) -> Model:
-    """A complete row as a value. Raises ValueError naming the row and the field."""
-    known = {field.name for field in fields(Model)} - {"id", "known"}
+def model_of(name: str, row: dict[str, Any], common: Mapping[str, Any]) -> Model:
+    """A row as a value; `common` holds for all rows. Raises ValueError naming the row and the field."""
+    known = {one.name for one in fields(Model)} - {"id", "known", "fees"}
     if unknown := row.keys() - known:
         raise ValueError(f"models.toml, {name}: no such field: {', '.join(sorted(unknown))}.")
     for key, choices in CHOICES.items():
@@ -186,7 +187,7 @@ def model_of(name: str, row: dict[str, Any], as_of: date | None) -> Model:
         if odd := set(given if isinstance(given, list) else [given]) - set(choices):
             raise ValueError(f"models.toml, {name}: {key} cannot be {odd.pop()!r}. Choose from {', '.join(choices)}.")
     values = {
-        "as_of": as_of,
+        **common,
         "off_efforts": () if row.get("thinking_off") == "never" else row.get("efforts", ()),
         **row,
     }
@@ -316,6 +317,21 @@ def day(value: Any) -> date | None:
         return None
 
 
+class Fee(NamedTuple):
+    """What a tool at Claude's side cost in one reply."""
+
+    name: str  # its counter in usage.server_tool_use
+    uses: int
+    usd: float | None  # None: no known price
+
+
+def fees_of(model: Model, usage: Mapping[str, Any]) -> list[Fee]:
+    """The fees of a reply, besides its tokens."""
+    used = usage.get("server_tool_use")
+    counts = {name: whole(count) for name, count in used.items()} if isinstance(used, Mapping) else {}
+    return [Fee(name, n, n * model.fees[name] if name in model.fees else None) for name, n in counts.items() if n]
+
+
 def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
     """Dollars for a reply's `usage`, and what the same would have cost uncached; None where the price is not known.
 
@@ -332,8 +348,10 @@ def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
     read, unread = tokens("cache_read_input_tokens"), tokens("input_tokens")
     prompt = unread + read + write_5m + write_1h
     price = model.price_of(prompt)
-    if price is None:
+    fees = [fee.usd for fee in fees_of(model, usage)]
+    if price is None or None in fees:
         return None
+    extra = sum(filter(None, fees))
     factor = 1e-6
     if usage.get("speed") == "fast":
         factor *= model.fast_factor or 1.0
@@ -343,4 +361,4 @@ def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
         factor *= US_FACTOR
     output = tokens("output_tokens") * price.output
     cached = unread * price.input + read * price.read + write_5m * price.write_5m + write_1h * price.write_1h
-    return factor * (cached + output), factor * (prompt * price.input + output)
+    return factor * (cached + output) + extra, factor * (prompt * price.input + output) + extra

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from server.days import rfc3339
-from server.models import Models, cost
+from server.models import Models, cost, fees_of
 from server.request import Change
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Receipt:
             "tokens": tokens,
             "usd": round(priced[0], 8) if priced else None,
             "usd_without_cache": round(priced[1], 8) if priced else None,
+            "fees": [fee._asdict() for fee in fees_of(models.like(self.model), self.usage)],
             "changes": [{"name": change.name, "detail": change.detail} for change in self.changes],
             "changes_count": len(self.changes),
             "cache": self.cache.public() if self.cache else unplanned(read, written),

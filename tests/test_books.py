@@ -21,7 +21,7 @@ from server.models import Models
 from server.request import Change
 from server.usage import Receipt
 from tests.chats import Chat as Played
-from tests.fakes import ASK, KEY, plain, reply_events, stream
+from tests.fakes import ASK, KEY, fake_anthropic, plain, reply_events, stream
 from tests.pools import Clock
 from tests.running import running
 
@@ -257,6 +257,36 @@ async def test_a_place_where_no_file_can_be_fails_no_request(tmp_path, clock):
 
 
 # -- the addresses
+
+
+async def test_the_fee_of_a_search_is_in_the_receipt_the_books_and_on_the_page(tmp_path):
+    async with fake_anthropic() as anthropic, running(tmp_path, anthropic.url) as proxy:
+        plain_usage, searched = {"input_tokens": 1000}, {"web_search_requests": 2, "web_fetch_requests": 1}
+        for used in (None, searched, {"of_tomorrow": 1}):
+            events = reply_events("Found it.", usage={**plain_usage, "server_tool_use": used}, output=100)
+            anthropic.will(stream(*events))
+            await proxy.ask(stream=True)
+        unknown, fees, none = await proxy.receipts()
+        assert fees["fees"] == [
+            {"name": "web_search_requests", "uses": 2, "usd": 0.02},
+            {"name": "web_fetch_requests", "uses": 1, "usd": 0},
+        ]
+        assert (none["fees"], fees["usd"]) == ([], pytest.approx(none["usd"] + 0.02))
+        assert (unknown["usd"], unknown["fees"]) == (None, [{"name": "of_tomorrow", "uses": 1, "usd": None}])
+        (row,) = (await proxy.owner("GET", "/api/usage?by=model")).json["rows"]
+        assert (row["usd"], row["unpriced_requests"]) == (pytest.approx(none["usd"] + fees["usd"]), 1)
+        shown = (await proxy.owner("GET", f"/requests/{fees['id']}")).raw.decode()
+        assert re.search(r"Web searches in it</dt><dd>2: 2.0 ¢</dd>", shown)
+        assert "of_tomorrow</dt><dd>1: unknown" in (await proxy.owner("GET", f"/requests/{unknown['id']}")).raw.decode()
+
+
+async def test_a_search_in_practice_has_its_fee(tmp_path):
+    async with running(tmp_path, "http://127.0.0.1:9", practice=True) as proxy:
+        search = {"type": "web_search_20250305", "name": "web_search"}
+        for streamed in (True, False):
+            await proxy.ask(tools=[search], stream=streamed, max_tokens=1000)
+        for receipt in await proxy.receipts():
+            assert receipt["fees"] == [{"name": "web_search_requests", "uses": 1, "usd": 0.01}]
 
 
 async def test_every_time_the_owner_is_told_has_one_form(proxy):

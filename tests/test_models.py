@@ -318,6 +318,26 @@ def test_a_usage_is_priced_as_it_was_and_as_it_would_have_been_without_caching(m
     assert cost(MODELS.find(model), usage) == pytest.approx((usd, uncached))
 
 
+@pytest.mark.parametrize(
+    ("used", "fee"),
+    [
+        (None, 0),
+        ("odd", 0),
+        ({}, 0),
+        ({"web_search_requests": 3, "web_fetch_requests": 2}, 0.03),
+        ({"web_search_requests": 3, "code_execution_requests": 0, "odd": "x"}, 0.03),
+        ({"web_search_requests": True}, 0),
+        ({"web_search_requests": 3, "code_execution_requests": 1}, None),
+        ({"of_tomorrow": 1}, None),
+    ],
+    ids=str,
+)
+def test_tools_at_claudes_side_cost_their_fee_and_one_without_a_price_is_never_free(used, fee):
+    for more, usd in (({}, 4), ({"speed": "fast"}, 8), ({"service_tier": "batch"}, 2)):  # tokens, not fees
+        got = cost(MODELS.find("claude-opus-5-5"), {"input_tokens": M, "server_tool_use": used, **more})
+        assert got == (None if fee is None else pytest.approx((usd + fee, usd + fee)))
+
+
 def test_a_model_without_a_known_price_has_no_cost():
     assert cost(MODELS.like("gpt-6"), {"input_tokens": 1}) is None
 

@@ -116,6 +116,8 @@ DICE = {
     },
 }
 
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "dice"}])
 def test_a_forced_tool_is_called_with_an_input_that_fits_its_schema(choice):
@@ -125,6 +127,24 @@ def test_a_forced_tool_is_called_with_an_input_that_fits_its_schema(choice):
 
 def test_a_tool_that_is_offered_only_is_not_called():
     assert said(tools=[DICE], tool_choice={"type": "auto"}).call is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "searched"),
+    [
+        ({}, False),
+        ({"tools": [DICE]}, False),
+        ({"tools": [DICE, SEARCH]}, True),
+        ({"tools": [SEARCH], "tool_choice": {"type": "none"}}, False),
+        ({"tools": [SEARCH], "max_tokens": 5}, False),
+    ],
+    ids=str,
+)
+def test_the_web_is_searched_where_that_is_offered(changes, searched):
+    reply = said(**changes)
+    assert reply.searched is searched
+    content = streamed(reply)[1]["content"]
+    assert [block["type"] for block in content][:-1] == ["server_tool_use", "web_search_tool_result"] * searched
 
 
 def test_structured_output_fits_its_schema():
@@ -192,7 +212,7 @@ def streamed(reply, shows_thinking=True):
             case {"type": "content_block_stop"}:
                 block = built["content"][event["index"]]
                 partial = block.pop("partial")
-                if block["type"] == "tool_use":
+                if partial:
                     block["input"] = json.loads(partial)
             case {"type": "message_delta"}:
                 built |= event["delta"]

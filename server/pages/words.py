@@ -299,7 +299,10 @@ WORDS: dict[str, dict[str, str]] = {
         "without": "Without the cache",
         "saved": "Saved",
         "extra": "The cache cost extra",
-        "no_price": "Either nothing was used, or the price of this model is not known. It is never counted as free.",
+        "fee_web_search_requests": "Web searches in it",
+        "fee_web_fetch_requests": "Pages fetched in it",
+        "no_price": "Either nothing was used, or the price of this model or of a tool in it is not known. It is never "
+        "counted as free.",
         "texts": "Before and after",
         "differences": "The lines that differ",
         "same": "The body was sent as it came.",

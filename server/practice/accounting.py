@@ -160,7 +160,7 @@ def remember(entries: dict[bytes, Entry], changed: Mapping[bytes, Entry], now: f
         entries[digest] = entry
 
 
-def usage(bill: Bill, output: int, thinking: int = 0, *, speed: str | None = None) -> dict[str, Any]:
+def usage(bill: Bill, output: int, thinking: int = 0, *, speed: str | None = None, searches: int = 0) -> dict[str, Any]:
     """The bill in the shape of a reply's `usage`."""
     counts = {
         "input_tokens": bill.plain,
@@ -169,7 +169,7 @@ def usage(bill: Bill, output: int, thinking: int = 0, *, speed: str | None = Non
         "cache_creation": {"ephemeral_5m_input_tokens": bill.write_5m, "ephemeral_1h_input_tokens": bill.write_1h},
         "output_tokens": output,
         "output_tokens_details": {"thinking_tokens": thinking},
-        "server_tool_use": None,
+        "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0} if searches else None,
         "service_tier": "standard",
     }
     return counts | ({"speed": speed} if speed else {})

@@ -76,7 +76,13 @@ class Practice:
             reply,
             sign(model.id, reply.thinking, row(body)) if reply.thinking is not None else "",
             ((body.get("thinking") or {}).get("display") or model.display_default) != "omitted",
-            usage(bill, reply.tokens if body["max_tokens"] else 0, reply.thinking_tokens, speed=body.get("speed")),
+            usage(
+                bill,
+                reply.tokens if body["max_tokens"] else 0,
+                reply.thinking_tokens,
+                speed=body.get("speed"),
+                searches=int(reply.searched),
+            ),
             diagnostics=self.diagnostics(body, model, prompt),
         )
         self.keep_prompt(id, model, prompt)

@@ -18,6 +18,8 @@ def message(
     if reply.thinking is not None:
         shown = reply.thinking if shows_thinking else ""
         content.append({"type": "thinking", "thinking": shown, "signature": signature})
+    if reply.searched:
+        content += search(id.replace("msg_", "srvtoolu_"))
     if reply.text:
         content.append({"type": "text", "text": reply.text})
     if reply.call:
@@ -36,6 +38,12 @@ def message(
         **more,
         "usage": usage,
     }
+
+
+def search(id: str) -> list[dict[str, Any]]:
+    """A search of the web and what it found: nothing, for nobody has left this computer."""
+    called = {"type": "server_tool_use", "id": id, "name": "web_search", "input": {"query": "a practice search"}}
+    return [called, {"type": "web_search_tool_result", "tool_use_id": id, "content": []}]
 
 
 def events(whole: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -75,7 +83,7 @@ def deltas(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         case "thinking":
             yield from ({"type": "thinking_delta", "thinking": piece} for piece in pieces(block["thinking"]))
             yield {"type": "signature_delta", "signature": block["signature"]}
-        case "tool_use":
+        case "tool_use" | "server_tool_use":
             yield {"type": "input_json_delta", "partial_json": ""}
             for piece in pieces(orjson.dumps(block["input"]).decode()):
                 yield {"type": "input_json_delta", "partial_json": piece}

@@ -67,6 +67,7 @@ class Reply(NamedTuple):
     call: tuple[str, dict[str, Any]] | None  # the tool that is called, and its input
     stop_reason: str
     stop_sequence: str | None = None
+    searched: bool = False  # the web, before the text
 
     @property
     def thinking_tokens(self) -> int:
@@ -107,7 +108,14 @@ def reply_to(body: Mapping[str, Any], model: Model, bill: Bill, nth: int, start:
     room -= size_of(thinking or "")
     if size_of(text[:at]) > room:
         return Reply(thinking, shortened(text, room), None, reason)
-    return Reply(thinking, text[:at], None, "stop_sequence" if stop is not None else "end_turn", stop)
+    reason = "stop_sequence" if stop is not None else "end_turn"
+    return Reply(thinking, text[:at], None, reason, stop, searched=may_search(body))
+
+
+def may_search(body: Mapping[str, Any]) -> bool:
+    """The practice upstream searches once wherever it may, so that the fee for it can be seen."""
+    allowed = [tool for tool in body.get("tools") or () if tool.get("type", "").startswith("web_search_")]
+    return bool(allowed) and (body.get("tool_choice") or {}).get("type") != "none"
 
 
 def words(bill: Bill, nth: int, start: int) -> str:
