@@ -276,25 +276,35 @@ class Doors:
         """The live list where an account can read it within a few seconds, else the table's."""
         client = self.who_asks(request.headers)
         self._personas.get(door.persona)
+        if door.model:
+            client.check_model(door.model, self._live.models)
         query = request.rel_url.raw_query_string
         target = f"/v1/models{f'/{door.model}' if door.model else ''}{f'?{query}' if query else ''}"
         try:
             async with asyncio.timeout(LIST_SECONDS):
                 reply = await self._relay.pass_through("GET", target, request.headers, client)
-            self._live.saw(listed_models(reply.body))
-            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            told = as_object(reply.body)
+            self._live.saw(listed_models(told))
+            if door.model or not client.models:
+                return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            return json_response(self._for_client(told, client))
         except (ProxyError, TimeoutError) as error:
             if door.model and isinstance(error, ProxyError) and error.status == 404:
                 raise
         listed = self._live.models.offline_list(self._clock())
         if not door.model:
-            return json_response(listed)
+            return json_response(self._for_client(listed, client))
         named = self._live.models.find(door.model)
         for row in listed["data"]:
             if named is not None and row["id"] == named.id:
                 return json_response(row)
         known = ", ".join(row["id"] for row in listed["data"])
         raise ProxyError(404, f"There is no such model. Known models: {known}.")
+
+    def _for_client(self, listed: Mapping[str, Any], client: Client) -> dict[str, Any]:
+        """A list of models without those its reader's key is not for. The ids to ask for the next page by stay."""
+        rows = [row for row in listed_models(listed) if isinstance(row, dict)]
+        return {**listed, "data": [row for row in rows if client.may_use(str(row.get("id")), self._live.models)]}
 
     async def _anything_else(self, request: web.Request) -> web.StreamResponse:
         client = self.who_asks(request.headers)
@@ -343,13 +353,18 @@ async def other_methods(request: web.Request) -> set[str]:
     return allowed
 
 
-def listed_models(body: bytes | None) -> list[Any]:
-    """The rows in an answer of GET /v1/models or of one model; none in anything else."""
+def as_object(body: bytes | None) -> dict[str, Any]:
+    """The JSON object in an answer; an empty one for anything else."""
     try:
         answer = orjson.loads(body or b"")
     except orjson.JSONDecodeError:
-        return []
-    rows = answer.get("data", [answer]) if isinstance(answer, dict) else []
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def listed_models(answer: Mapping[str, Any]) -> list[Any]:
+    """The rows in an answer of GET /v1/models or of one model."""
+    rows = answer.get("data", [answer] if answer else [])
     return rows if isinstance(rows, list) else []
 
 

@@ -96,7 +96,7 @@ def build(
     personas = Personas(presets)
     metrics = Metrics(models)
     receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
-    budgets = Budgets(models, books.charges(begins(month_of(clock()))), clock=clock)
+    budgets = Budgets(models, books.charges(begins(month_of(clock()))), books.warned(), clock=clock)
     oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None
     base_url = practice.url if practice else config.api_base_url.rstrip("/")

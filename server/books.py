@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from server.budget import NOTICE
 from server.chats import DIGEST, KEPT, Chat
 from server.days import begins, day_of, rfc3339
 from server.errors import ProxyError
@@ -121,6 +122,14 @@ class Charge(NamedTuple):
     tokens: int
 
 
+class Entry(NamedTuple):
+    """What is entered for a request; `warned`: its reply ended with a warning of the key's limits."""
+
+    row: Row
+    chat: Chat | None
+    warned: bool
+
+
 FIELDS = frozenset(Row._fields)
 
 
@@ -140,6 +149,7 @@ TABLES = (
     f"book_days (begins, {', '.join(SPLIT)}, key, account, {', '.join(SUMMED)}, PRIMARY KEY ({', '.join(SPLIT)}))"
     " WITHOUT ROWID",
     "book_chats (id PRIMARY KEY, key_id, name, began_at, last_at, lines) WITHOUT ROWID",
+    "book_notices (key_id PRIMARY KEY, day) WITHOUT ROWID",
 )
 INDEXES = ("book_requests_at ON book_requests (at)", "book_chats_last ON book_chats (last_at)")
 
@@ -155,8 +165,8 @@ class Books:
         self._path, self._models, self._days, self._clock = path, models, days, clock
         self._thread = ThreadPoolExecutor(1, "books")
         self._db: sqlite3.Connection | None = None
-        self._added: deque[tuple[Row, Chat | None]] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
-        self._waiting: deque[tuple[Row, Chat | None]] = deque(maxlen=MOST_WAITING)
+        self._added: deque[Entry] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
+        self._waiting: deque[Entry] = deque(maxlen=MOST_WAITING)
         self._gathering = False
         self._hurry = threading.Event()
         self._pruned = ""  # the day of the last look for old rows
@@ -179,7 +189,8 @@ class Books:
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
         """Enter a request that has ended."""
-        self._added.append((Row.of(receipt, self._models), chat))
+        warned = any(change.name == NOTICE for change in receipt.changes)
+        self._added.append(Entry(Row.of(receipt, self._models), chat, warned))
         if not self._gathering:
             self._gathering = True
             self._thread.submit(self._write_soon)
@@ -199,6 +210,13 @@ class Books:
             return self._ask(read).result()
         except ProxyError:
             return []
+
+    def warned(self) -> dict[str, str]:
+        """The day on which each client key was last warned of its limits; for the start."""
+        try:
+            return self._ask(lambda db: dict(db.execute("SELECT key_id, day FROM book_notices"))).result()
+        except ProxyError:
+            return {}
 
     def chats(self) -> list[Chat]:
         """The chats used last, to be recognised again; for the start."""
@@ -299,7 +317,7 @@ class Books:
                     db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
                 for index in INDEXES:
                     db.execute(f"CREATE INDEX IF NOT EXISTS {index}")
-                for table in ("book_requests", "book_days", "book_chats"):
+                for table in ("book_requests", "book_days", "book_chats", "book_notices"):
                     db.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()  # noqa: S608
             except sqlite3.Error:
                 db.close()
@@ -336,7 +354,7 @@ class Books:
             self._waiting.append(self._added.popleft())
         if not self._waiting:
             return
-        today = self._waiting[-1][0].day
+        today = self._waiting[-1].row.day
         try:
             db = self._connected()
             db.execute("BEGIN")
@@ -355,16 +373,21 @@ class Books:
         holes = ", ".join("?" * len(Row._fields))
         db.executemany(
             f"INSERT OR IGNORE INTO book_requests ({', '.join(Row._fields)}) VALUES ({holes})",  # noqa: S608
-            [row for row, _ in self._waiting],
+            [entry.row for entry in self._waiting],
         )
         db.executemany(
             "INSERT INTO book_chats VALUES (?, ?, '', ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET last_at = excluded.last_at, lines = excluded.lines",
             [
                 (chat.id, chat.key_id, chat.began_at, chat.last_at, b"".join(chat.lines))
-                for _, chat in self._waiting
-                if chat
+                for entry in self._waiting
+                if (chat := entry.chat)
             ],
+        )
+
+        db.executemany(
+            "INSERT INTO book_notices VALUES (?, ?) ON CONFLICT (key_id) DO UPDATE SET day = excluded.day",
+            [(entry.row.key_id, entry.row.day) for entry in self._waiting if entry.warned],
         )
 
     def _prune(self, db: sqlite3.Connection) -> None:

@@ -208,12 +208,14 @@ class Spent:
 
 
 class Budgets:
-    """Every key's account, in memory; `charges` are those of this month from the books: key, day, dollars, tokens."""
+    """Every key's account, in memory; `charges` are those of this month from the books: key, day, dollars, tokens.
+    `warned` is the day on which each was last warned of a limit."""
 
     def __init__(
         self,
         models: Models,
         charges: Iterable[tuple[str, str, float, int]] = (),
+        warned: Mapping[str, str] | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -226,6 +228,8 @@ class Budgets:
             spent.usd_this_month += usd * (date.fromisoformat(day) >= month_of(now))
             if day == day_of(now).isoformat():
                 spent.today = Amount(spent.today.usd + usd, spent.today.tokens + tokens)
+        for key_id, day in (warned or {}).items():
+            self._of(key_id).warned = date.fromisoformat(day)
 
     def _of(self, key_id: str) -> Spent:
         now = self._clock()

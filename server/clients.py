@@ -51,18 +51,26 @@ class Client:
             addresses = ", ".join(f"/v1/{name}" for name in self.personas)
             raise ProxyError(403, f"This key is for certain personas only. Let the proxy URL end in {addresses}.")
 
+    def may_use(self, model: str, models: Models) -> bool:
+        """Whether this key is for that model, however either is spelt."""
+        return not self.models or own_name(model, models) in [own_name(name, models) for name in self.models]
+
     def check_model(self, model: str, models: Models) -> None:
         """Raises ProxyError 403 for another model than this key may use."""
-        found = models.find(model)
-        asked = found.id if found else model
-        allowed = [(known.id if (known := models.find(name)) else name) for name in self.models]
-        if allowed and asked not in allowed:
+        if not self.may_use(model, models):
+            allowed = [own_name(name, models) for name in self.models]
             raise ProxyError(
                 403, f"This key may not use {model}. Choose one of these in your front end: {', '.join(allowed)}."
             )
 
 
 OWNER = Client()
+
+
+def own_name(model: str, models: Models) -> str:
+    """A model's own id; as it is where the table does not know it."""
+    found = models.find(model)
+    return found.id if found else model
 
 
 def presented(headers: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,10 @@ import os
 from functools import partial
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("slow machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow machines")
 
 OTHER_SYSTEMS = ("only on Windows", "only on macOS", "only on Linux")  # reasons that no installation can mend
 

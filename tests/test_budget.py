@@ -484,6 +484,29 @@ async def test_at_eighty_per_cent_a_line_at_the_end_of_a_reply_says_so_once(prox
     assert len(told) == 1
 
 
+async def test_the_line_at_eighty_per_cent_is_not_said_again_after_a_restart_on_the_same_day(
+    anthropic, tmp_path, clock
+):
+    bills(anthropic, [], output=50)
+
+    async def says_so(proxy):
+        reply = await chat(proxy, key, "Hi " * 20, max_tokens=50)
+        assert reply.status == 200
+        return b"of this key's money for today are used" in reply.raw
+
+    async with running(tmp_path, anthropic.url, clock=clock) as proxy:
+        await sign_in(proxy)
+        key = await make_key(proxy, limits={"usd_per_day": 0.016})
+        while not await says_so(proxy):
+            pass
+    async with running(tmp_path, anthropic.url, clock=clock) as proxy:
+        assert not await says_so(proxy)
+    clock.now += 86_400
+    async with running(tmp_path, anthropic.url, clock=clock) as proxy:
+        while not await says_so(proxy):
+            pass
+
+
 async def test_no_key_and_a_key_without_limits_meet_no_budget(proxy, anthropic):
     assert (await proxy.ask()).status == 200
     key = await make_key(proxy)
@@ -501,6 +524,21 @@ async def test_a_key_for_certain_models_opens_no_other_under_any_spelling(proxy,
         assert reply.status == status
     assert "claude-sonnet-4-6" in reply.message
     assert (await chat(proxy, key, model="claude-opus-5", path="/v1/messages/count_tokens")).status == 403
+
+
+async def test_the_list_of_models_shows_a_key_those_it_may_use(proxy, anthropic):
+    key = await make_key(proxy, models=["sonnet-4.6", "claude-opus-5"])
+    asked = {"headers": {"x-api-key": key["key"]}}
+    live = {"data": [{"id": "claude-opus-5-5"}, {"id": "claude-opus-5"}, "odd", {}], "has_more": True, "last_id": "x"}
+    anthropic.will(plain(live))
+    listed = await proxy.send("GET", "/v1/models", **asked)
+    assert listed.json == {"data": [{"id": "claude-opus-5"}], "has_more": True, "last_id": "x"}
+    anthropic.will(error(529, "overloaded_error", "Overloaded"), plain(b"<html>"))
+    offline = await proxy.send("GET", "/v1/models", **asked)
+    assert [row["id"] for row in offline.json["data"]] == ["claude-opus-5", "claude-sonnet-4-6"]
+    assert (await proxy.send("GET", "/v1/models", **asked)).json == {"data": []}
+    assert (await proxy.send("GET", "/v1/models/claude-opus-5-5", **asked)).status == 403
+    assert (await proxy.send("GET", "/v1/models/opus-5", **asked)).status == 200
 
 
 async def test_a_key_for_certain_personas_opens_no_other_and_not_the_plain_address(proxy, anthropic):
