@@ -203,8 +203,10 @@ class Doors:
             else:
                 asked = parse()
             receipt.model = asked.model
-            if not door.counting and (chat := self._chats.recognise(asked.body, client.key_id, receipt.at)):
-                receipt.chat = chat.id
+            if not door.counting:
+                self._receipts.begin(receipt)
+                if chat := self._chats.recognise(asked.body, client.key_id, receipt.at):
+                    receipt.chat = chat.id
             path = COUNT_TOKENS if door.counting else MESSAGES
             reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt, hold))
             receipt.status = reply.status

@@ -180,7 +180,7 @@ def build(
     app[metrics_page.METRICS] = metrics
     app[metrics_page.BUSY] = lambda: doors.busy
     app.add_routes(metrics_page.routes())
-    receipts.when_added(app[live_pages.NEWS].changed)
+    receipts.when_changed(app[live_pages.NEWS].changed)
     app.add_routes(doors.routes())
 
     async def run_parts(app: web.Application) -> AsyncIterator[None]:

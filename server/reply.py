@@ -86,6 +86,7 @@ class Stream:
         """Meter these events; with them, where they end a reply that says nothing, a line of ours before that end."""
         ended = self.meter.stop_reason is not None
         self.meter.feed(whole)
+        self._receipt.events = self.meter.events
         if ended or self.meter.stop_reason is None:
             return whole
         words = closing(self._receipt, self.meter, self._explain)

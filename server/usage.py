@@ -54,6 +54,7 @@ class Receipt:
     ended: str = ""  # whole · cut · error · client_left
     ttft_ms: int | None = None
     duration_ms: int | None = None
+    events: int = 0  # of a streamed reply, so far
     attempts: int = 0
     changes: tuple[Change, ...] = ()
     usage: Mapping[str, Any] = field(default_factory=dict)
@@ -143,11 +144,31 @@ class Receipts:
     def __init__(self, models: Models, books: Books, metrics: Metrics, *, keep_bodies: int = 0) -> None:
         self._models, self._books, self._metrics, self._keep_bodies = models, books, metrics, keep_bodies
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
+        self._under_way: dict[str, Receipt] = {}
         self._tell: list[Callable[[], None]] = []
 
-    def when_added(self, tell: Callable[[], None]) -> None:
-        """Call `tell` after each receipt that is added."""
+    def when_changed(self, tell: Callable[[], None]) -> None:
+        """Call `tell` after each request that has begun or ended."""
         self._tell.append(tell)
+
+    def begin(self, receipt: Receipt) -> None:
+        """A request is on its way; `add` or `add_stranger` ends it."""
+        self._under_way[receipt.id] = receipt
+        self._changed()
+
+    def under_way(self, now: float) -> list[dict[str, Any]]:
+        """Requests that have begun and not ended, the oldest first: names and numbers, never their text."""
+        return [
+            {
+                "id": receipt.id,
+                "model": receipt.model,
+                "persona": receipt.persona or None,
+                "key": receipt.key or None,
+                "seconds": max(now - receipt.at, 0.0),
+                "events": receipt.events,
+            }
+            for receipt in self._under_way.values()
+        ]
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
         self._books.add(receipt, chat)
@@ -158,10 +179,14 @@ class Receipts:
         self._keep(receipt)
 
     def _keep(self, receipt: Receipt) -> None:
+        self._under_way.pop(receipt.id, None)
         self._kept.appendleft(receipt)
         self._metrics.count(receipt)
         if len(self._kept) > self._keep_bodies:
             self._kept[self._keep_bodies].bodies = None
+        self._changed()
+
+    def _changed(self) -> None:
         for tell in self._tell:
             tell()
 

@@ -94,6 +94,7 @@ class Tavern:
         self.url = f"http://localhost:{port}"
         self.chats = []  # bodies that reached /v1/messages
         self.receipts = []
+        self.on_the_road = []
         self.warnings = []
         self.personas = list(PERSONAS)
         self.password = page.Password()
@@ -121,6 +122,9 @@ class Tavern:
 
     def newest(self, limit):
         return self.receipts[:limit]
+
+    def under_way(self, now):
+        return self.on_the_road
 
     def find(self, request_id):
         return next((receipt for receipt in self.receipts if receipt["id"] == request_id), None)

@@ -1,5 +1,6 @@
 """The dashboard's pages before the whole program: what they tell of real requests, and to whom."""
 
+import asyncio
 import json
 import re
 import time
@@ -16,7 +17,7 @@ from server.pages import figures, page, plot
 from server.pages.requests import compare
 from server.pages.settings import SECRET as SECRET_SETTINGS
 from server.usage import Bodies
-from tests.fakes import PLAIN, error, fake_anthropic, plain, stream
+from tests.fakes import PATIENCE, PLAIN, error, fake_anthropic, plain, reply_events, stream
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
@@ -522,11 +523,30 @@ async def test_an_open_page_is_told_of_a_request_and_ends_with_the_program(tmp_p
         session = aiohttp.ClientSession()
         answer = await session.get(f"{proxy.url}/api/live", headers=headers)
         assert answer.content_type == "text/event-stream"
-        assert await answer.content.readline() == b": still here\n"
+        assert await answer.content.readuntil(b"\n\n") == b": still here\n\n"
         await proxy.ask()
-        assert await answer.content.readuntil(b"data: {}\n") == b"\nevent: changed\ndata: {}\n"
-    assert await answer.content.read() == b"\n"
+        assert b"event: changed\ndata: {}\n\n" in await answer.content.readuntil(b"data: {}\n\n")
+    assert (await answer.content.read()).replace(b"event: changed\ndata: {}\n\n", b"") == b""
     await session.close()
+
+
+async def test_a_reply_is_told_of_while_it_is_written_by_numbers_alone(proxy, upstream):
+    gate, told = asyncio.Event(), b""
+    first, *rest = reply_events("Once upon ", "a time")
+    upstream.will(stream(first, *rest[:2], gate=gate, last=b"".join(rest[2:])))
+    headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}"}
+    async with asyncio.timeout(PATIENCE), proxy.session.get(f"{proxy.url}/api/live", headers=headers) as answer:
+        asking = asyncio.create_task(proxy.ask(stream=True, messages=[{"role": "user", "content": "Tell me a secret"}]))
+        while b"3 events so far" not in told:
+            told += await answer.content.readuntil(b"\n\n")
+        shown = (await see(proxy, "/"))[1]
+        assert re.search(r"<strong>claude-sonnet-4-6</strong>.*?, 3 events so far</span>", shown, re.DOTALL)
+        gate.set()
+        assert (await asking).status == 200
+        told += await answer.content.readuntil(b"event: changed\ndata: {}\n\n")
+    assert "events so far" not in (await see(proxy, "/"))[1]
+    for words in ("Once upon", "secret"):
+        assert words not in shown + told.decode()
 
 
 async def test_an_open_page_is_told_of_an_account_that_changed(proxy):

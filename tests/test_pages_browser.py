@@ -433,6 +433,22 @@ async def test_the_start_page_is_live(tavern, person):
     await expect(page.get_by_role("heading", name="Almost open")).to_be_visible()
 
 
+async def test_a_reply_is_seen_while_it_is_written(tavern, person):
+    page = await person.open("/")
+    way = {"id": "req_w", "model": HOSTILE, "persona": "brindle", "key": HOSTILE, "seconds": 4.2, "events": 0}
+    tavern.on_the_road = [way]
+    tavern.show([])
+    row = page.get_by_role("list", name="Being written now").get_by_role("listitem")
+    await expect(row).to_contain_text("for 4.2 s, no word yet")
+    await expect(row).to_contain_text(HOSTILE)
+    tavern.on_the_road = [{**way, "seconds": 61, "events": 1234}]
+    await expect(row).to_contain_text("for 61 s, 1,234 events so far")
+    tavern.on_the_road = []
+    tavern.show(TURNS)
+    await expect(row).to_have_count(0)
+    await expect(page.locator(".turns tbody tr")).to_have_count(4)
+
+
 async def test_what_to_type_is_copied_with_a_click(tavern):
     async with browsing(tavern, permissions=["clipboard-read", "clipboard-write"]) as person:
         page = await person.open("/")

@@ -8,7 +8,8 @@ from aiohttp import hdrs, web
 
 from server.accounts import Account, choose
 from server.errors import ProxyError
-from server.pages.books import newest
+from server.pages.books import RECEIPTS, newest
+from server.pages.live import progress
 from server.pages.page import ACCOUNTS, PASSWORD, PERSONAS, all_warnings, page
 from server.pages.requests import turn
 
@@ -16,7 +17,7 @@ from server.pages.requests import turn
 async def start_page(request: web.Request) -> web.Response:
     """GET /"""
     now = time.time()
-    accounts = request.app[ACCOUNTS].all()
+    accounts, under_way = request.app[ACCOUNTS].all(), request.app[RECEIPTS].under_way(now)
     payer, problem = who_pays(accounts, now)
     return page(
         request,
@@ -26,6 +27,8 @@ async def start_page(request: web.Request) -> web.Response:
         anybody=bool(accounts),
         address=f"http://{request.headers[hdrs.HOST]}/v1",
         password=request.app[PASSWORD](),
+        under_way=under_way,
+        progress=progress(under_way),
         turns=[turn(receipt) for receipt in await newest(request.app, 10)],
         personas=list(request.app[PERSONAS]()),
         warnings=all_warnings(request.app),

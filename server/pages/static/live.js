@@ -26,6 +26,9 @@ function listen() {
   source = new EventSource("/api/live");
   source.addEventListener("open", soon);
   source.addEventListener("changed", soon);
+  source.addEventListener("progress", ({ data }) => {
+    for (const [id, text] of Object.entries(JSON.parse(data))) byId(`way-${id}`)?.replaceChildren(text);
+  });
   source.addEventListener("error", () => {
     byId("offline").hidden = false;
     if (source?.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
