@@ -23,7 +23,7 @@ TAIL = 100  # lines looked for
 LINES = 400  # lines looked at: what came since then stands behind the tail
 KEPT = 300  # chats that are recognised
 DIGEST = 8  # bytes
-TEXTS = 8_192  # read and remembered: a few long chats
+TEXTS = 2_048  # read and remembered, some 250 bytes each: several long chats, LINES of each
 
 
 @dataclass(frozen=True)

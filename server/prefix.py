@@ -23,7 +23,7 @@ THOUGHTS = ("thinking", "redacted_thinking")
 MARKABLE = {"text", "image", "document", "tool_use", "tool_result", "search_result", "server_tool_use"}
 IMAGE_BYTES = 6_000  # what an image counts like, in bytes of text: about 1,500 tokens
 
-KNOWN = 8_192  # blocks whose digests are remembered: a few long chats
+KNOWN = 4_096  # blocks whose digests are remembered, some 300 bytes each: a few long chats
 
 PART = itemgetter(0)  # of a place
 Entry = tuple[bytes, bytes]  # what the cache may hold: the seal of a part and the digest of a prefix that ends in it

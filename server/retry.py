@@ -37,12 +37,16 @@ class Budget:
 
     def note_request(self, now: float) -> None:
         self._requests.append(now)
+        self._forget_before(now - self.WINDOW)
+
+    def _forget_before(self, moment: float) -> None:
+        for times in (self._requests, self._retries):
+            while times and times[0] < moment:
+                times.popleft()
 
     def take(self, now: float) -> bool:
         """Whether one more retry fits; if so it is counted."""
-        for times in (self._requests, self._retries):
-            while times and now - times[0] > self.WINDOW:
-                times.popleft()
+        self._forget_before(now - self.WINDOW)
         if len(self._retries) >= max(self.FEW, self.SHARE * len(self._requests)):
             return False
         self._retries.append(now)

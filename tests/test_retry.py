@@ -34,3 +34,10 @@ def test_a_lone_player_always_has_a_few_and_gets_them_back():
     budget.note_request(0.0)
     assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
     assert budget.take(61.0)
+
+
+def test_what_lies_behind_the_window_is_forgotten_also_where_nothing_is_retried():
+    budget = Budget()
+    for now in range(1000):
+        budget.note_request(float(now))
+    assert len(budget._requests) <= budget.WINDOW + 1
