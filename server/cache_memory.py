@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.models import Model
-from server.prefix import DIGEST, Digests, Entry, Place, Prompt, chained, keyed
+from server.prefix import DIGEST, Digests, Entry, Prompt, chained, keyed, placed
 from server.rewrite.cache_plan import LOOKAHEAD, Held, Lifetime, Seen, Terms
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window
@@ -450,7 +450,7 @@ def unpacked(raw: bytes) -> Prompt:
         payer=bytes.fromhex(value["payer"]),
         model=value["model"],
         settings=value["settings"],
-        places=tuple(Place(PARTS[part], message, block, tool) for part, message, block, tool in value["places"]),
+        places=tuple(placed(PARTS[part], message, block, tool) for part, message, block, tool in value["places"]),
         roles=tuple(ROLES[role] for role in value["roles"]),
         markable=tuple(can == "1" for can in value["markable"]),
         own=own,

@@ -10,7 +10,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -206,13 +206,19 @@ def blocks(body: Mapping[str, Any]) -> Iterator[tuple[Place, str, Mapping[str, A
     """Every block in the order of the cache. Web search counts behind the other tools: it is a setting of `system`."""
     tools = [(i, tool) for i, tool in enumerate(body.get("tools") or ()) if isinstance(tool, dict)]
     for i, tool in sorted(tools, key=lambda numbered: is_web_search(numbered[1])):
-        yield Place("system" if is_web_search(tool) else "tools", -1, i, tool=True), "", tool
+        yield placed("system" if is_web_search(tool) else "tools", -1, i, tool=True), "", tool
     for j, block in parts(body.get("system")):
-        yield Place("system", -1, j), "", block
+        yield placed("system", -1, j), "", block
     for i, message in enumerate(body["messages"]):
         role, content = message["role"], message.get("content")
         for j, block in enumerate(content) if isinstance(content, list) else parts(content):
-            yield Place("messages", i, j), role, block
+            yield placed("messages", i, j), role, block
+
+
+@lru_cache(maxsize=KNOWN)
+def placed(part: str, message: int, block: int, tool: bool = False) -> Place:
+    """One object for all prompts: dozens are remembered, and the collector would visit each place of each."""
+    return Place(part, message, block, tool)
 
 
 def parts(content: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:

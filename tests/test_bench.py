@@ -11,6 +11,7 @@ PAGE = (TOP / "docs" / "performance.md").read_text(encoding="utf-8")
 sys.path.append(str(TOP / "util"))
 
 import bench  # noqa: E402
+import bench_plan  # noqa: E402
 
 
 @pytest.mark.parametrize("load", bench.LOADS, ids=lambda load: load.name)
@@ -48,3 +49,27 @@ def test_a_row_compares_with_nginx_where_there_is_one():
     assert "× nginx   15.0" in bench.show(row)
     del row["cpu_us"]["nginx"]
     assert "× nginx      –" in bench.show(row)
+
+
+def test_the_planning_bench_plays_each_kind_of_chat_at_its_size():
+    for chat, _ in bench_plan.CHATS.values():
+        bodies = [*chat(40, 3)]
+        assert len(bodies) == 3
+        assert all(len(body["system"]) + len(body["messages"]) in (40, 42, 44) for body in bodies)
+    lines = [*bench_plan.report(blocks=40, turns=3)]
+    assert [line.partition("  ")[0].partition(" of ")[0].strip() for line in lines] == [*bench_plan.CHATS]
+    assert all(line.count("median") == line.count("p99") == 2 for line in lines)
+
+
+def test_a_chat_that_grows_is_planned_to_be_read_and_a_new_one_to_be_written(tmp_path):
+    for name, reads in (("first sight", False), ("growing chat", True)):
+        chat, helps = bench_plan.CHATS[name]
+        (tmp_path / name).mkdir()
+        turns = [*bench_plan.played(chat(60, 3), helps, tmp_path / name)]
+        assert [turn.bill.read > 0 for turn in turns] == [False, reads, reads]
+
+
+@pytest.mark.parametrize("name", bench_plan.CHATS)
+def test_the_page_tells_what_planning_costs(name):
+    (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
+    assert all(float(cell) > 0 for cell in row.strip("|").split("|")[1:])

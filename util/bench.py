@@ -3,8 +3,8 @@
 Each load is played against the upstream directly, through nginx (when installed), through a naive proxy, and through
 Tavern Proxy with default settings, turn about, on loopback. CPU is that of the whole process between, per request or
 event; added is the median time over going direct. Behind the loads come memory, start-up, the loop's lag under bodies
-of 32 MiB, and what becomes of a connection in a minute of silence. Machines are noisy: compare the columns of one run
-only. It needs Linux.
+of 32 MiB, what becomes of a connection in a minute of silence, and the cache planner alone (bench_plan.py). Machines
+are noisy: compare the columns of one run only. It needs Linux.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import bench_plan
 
 TOP = Path(__file__).resolve().parent.parent
 KEY = "sk-ant-api03-bench"
@@ -523,6 +525,8 @@ def main() -> None:
         print(lag(given.loop, direct, folder), flush=True)
         if given.silence:
             print(silence(given.loop, direct, folder, given.silence), flush=True)
+    for line in bench_plan.report():
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
