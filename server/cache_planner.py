@@ -203,7 +203,7 @@ class CachePlanner:
 
     def __init__(self, memory: CacheMemory) -> None:
         self._memory = memory
-        self._waiting: list[Plan] = []
+        self._waiting: dict[Plan, None] = {}  # those with marks whose response has not begun, oldest first
 
     def plan(
         self,
@@ -218,13 +218,14 @@ class CachePlanner:
         """The request as it should be sent. If anything fails here, it goes without marks, and there is no plan."""
         try:
             planned, plan = draft(request, model, scope, self._memory, now, ttl_allowed=ttl_allowed, helps=helps)
-            self._waiting = [other for other in self._waiting if now - other.at < WAITING]
-            for other in self._waiting:
-                if other.prompt.seals == plan.prompt.seals and other.marks:
+            for other in list(self._waiting):
+                if now - other.at >= WAITING:
+                    self._done(other)
+                elif other.prompt.seals == plan.prompt.seals:
                     shared = min(plan.prompt.shared(other.prompt), max(other.marks) + 1)
                     plan = replace(plan, waited_for=max(plan.waited_for, shared))
-            if not plan.off:
-                self._waiting.append(plan)
+            if plan.marks:
+                self._waiting[plan] = None
             return planned, plan
         except Exception as error:
             log.error("Planning the prompt cache failed; the request goes without marks: %s", frames(error))
@@ -284,7 +285,7 @@ class CachePlanner:
         return True
 
     def _done(self, plan: Plan) -> None:
-        self._waiting = [other for other in self._waiting if other is not plan]
+        self._waiting.pop(plan, None)
 
     def _learn(self, plan: Plan, usage: Mapping[str, Any], started_at: float, began_at: float) -> None:
         prompt, memory, name = plan.prompt, self._memory, plan.scope.upstream
