@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import re
 import sys
 import threading
 import traceback
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -34,45 +35,52 @@ class Redacting(logging.Formatter):
         return f"{kind.__module__}.{kind.__qualname__}{frames(error)}" if kind else ""
 
     def format(self, record: logging.LogRecord) -> str:
-        return SECRET.sub(lambda match: f"…{match[0][-4:]}", super().format(record))
+        try:
+            line = super().format(record)
+        except Exception as error:  # the thread that writes must live on
+            line = f"A line of {record.filename}:{record.lineno} could not be made: {frames(error)}"
+        return SECRET.sub(lambda match: f"…{match[0][-4:]}", line)
 
 
 class Lines:
-    """Lines on their way to a window, a pipe or a file. A thread of their own writes them, so that a stuck pipe or a
-    slow disk holds up nobody; more than KEPT are lost.
+    """Lines on their way to a window, a pipe or a file. A thread of their own makes and writes them, so that a stuck
+    pipe or a slow disk holds up nobody; more than KEPT are lost.
 
-    Lines are gathered for a moment: waking the thread costs more than all else about a line.
+    They are gathered for a moment: waking the thread costs more than all else about a line. `as_text` makes a line of
+    what is added.
     """
 
     KEPT = 10_000
     GATHERED = 0.1  # seconds
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._waiting: queue.Queue[str | threading.Event] = queue.Queue(self.KEPT)
-        self._hurry = threading.Event()
+    def __init__(self, stream: TextIO, as_text: Callable[[Any], str] = str) -> None:
+        self._stream, self._as_text = stream, as_text
+        self._waiting: deque[Any] = deque()
+        self._some, self._hurry = threading.Event(), threading.Event()
         threading.Thread(target=self._write, name="lines", daemon=True).start()
 
-    def add(self, line: str = "") -> None:
-        with suppress(queue.Full):  # who should read does not; there is nobody to tell
-            self._waiting.put_nowait(line)
+    def add(self, line: Any = "") -> None:
+        if len(self._waiting) < self.KEPT:  # who should read does not; there is nobody to tell
+            self._waiting.append(line)
+        if not self._some.is_set():
+            self._some.set()
 
     def flush(self, patience: float = 1.0) -> None:
         """Wait until all is written, but not for ever."""
         written = threading.Event()
-        with suppress(queue.Full):
-            self._waiting.put_nowait(written)
-            self._hurry.set()
-            written.wait(patience)
+        self._waiting.append(written)
+        self._some.set()
+        self._hurry.set()
+        written.wait(patience)
 
     def _write(self) -> None:
         while True:
-            batch = [self._waiting.get()]
+            self._some.wait()
             self._hurry.wait(self.GATHERED)
+            self._some.clear()
             self._hurry.clear()
-            while not self._waiting.empty():
-                batch.append(self._waiting.get())
-            if lines := [line for line in batch if isinstance(line, str)]:
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if lines := [self._as_text(line) for line in batch if not isinstance(line, threading.Event)]:
                 write_line(self._stream, "\n".join(lines))
             for written in batch:
                 if isinstance(written, threading.Event):
@@ -80,14 +88,14 @@ class Lines:
 
 
 class LinesHandler(logging.Handler):
-    """Hands records to `Lines`."""
+    """Hands records to `Lines`, whose thread formats them."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
         super().__init__()
-        self._lines = lines
+        self._lines = Lines(stream, formatter.format)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.add(self.format(record))
+        self._lines.add(record)
 
     def flush(self) -> None:
         self._lines.flush()
@@ -105,8 +113,7 @@ def write_line(stream: TextIO, line: str) -> None:
 
 def set_up(level: str, stream: TextIO = sys.stderr) -> None:
     """All loggers write through one handler, from `level` on; aiohttp's own are kept down: they show clients' bytes."""
-    handler = LinesHandler(Lines(stream))
-    handler.setFormatter(Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    handler = LinesHandler(stream, Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
