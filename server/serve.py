@@ -23,6 +23,7 @@ from server.start import BACKLOG, CannotListen, StartRefused, listen
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0  # how long open streams may finish after a signal
+YOUNG = 50_000  # objects until the collector looks for cycles: a request that goes well leaves none
 LAST_SECONDS = 0.3  # for what is still open then: time for a last event
 
 
@@ -72,6 +73,7 @@ async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: 
     screen = Lines(sys.stdout)
     greet(screen, config, parts, port)
     gc.freeze()  # what the start built stays: the collector need not look at it again
+    gc.set_threshold(YOUNG)
     await stop.asked.wait()
     await drain(screen, runner, parts, stop)
     return 0
