@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MOST_WAITING = 10_000  # rows held in memory while the disk takes none
+TOGETHER = 32  # rows in a statement: with each, the two threads take the interpreter's lock from each other
 GATHERED = 0.2  # seconds of rows that are written together
 COUNTERS = ("input_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens", "output_tokens")
 # What rows may be grouped by: the column that tells groups apart, and the one a person reads.
@@ -151,6 +153,8 @@ TABLES = (
     "book_chats (id PRIMARY KEY, key_id, name, began_at, last_at, lines) WITHOUT ROWID",
     "book_notices (key_id PRIMARY KEY, day) WITHOUT ROWID",
 )
+INSERT = f"INSERT OR IGNORE INTO book_requests ({', '.join(Row._fields)}) VALUES "  # noqa: S608
+HOLES = f"({', '.join('?' * len(Row._fields))})"
 INDEXES = ("book_requests_at ON book_requests (at)", "book_chats_last ON book_chats (last_at)")
 
 
@@ -165,7 +169,7 @@ class Books:
         self._path, self._models, self._days, self._clock = path, models, days, clock
         self._thread = ThreadPoolExecutor(1, "books")
         self._db: sqlite3.Connection | None = None
-        self._added: deque[Entry] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
+        self._added: deque[tuple[Receipt, Chat | None]] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
         self._waiting: deque[Entry] = deque(maxlen=MOST_WAITING)
         self._gathering = False
         self._hurry = threading.Event()
@@ -188,9 +192,8 @@ class Books:
     # -- what the road gives
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
-        """Enter a request that has ended."""
-        warned = any(change.name == NOTICE for change in receipt.changes)
-        self._added.append(Entry(Row.of(receipt, self._models), chat, warned))
+        """Enter a request that has ended; its receipt does not change any more."""
+        self._added.append((receipt, chat))
         if not self._gathering:
             self._gathering = True
             self._thread.submit(self._write_soon)
@@ -351,7 +354,9 @@ class Books:
 
     def _write(self) -> None:
         while self._added:
-            self._waiting.append(self._added.popleft())
+            receipt, chat = self._added.popleft()
+            warned = any(change.name == NOTICE for change in receipt.changes)
+            self._waiting.append(Entry(Row.of(receipt, self._models), chat, warned))
         if not self._waiting:
             return
         today = self._waiting[-1].row.day
@@ -370,19 +375,16 @@ class Books:
         self._trouble = ""
 
     def _enter(self, db: sqlite3.Connection) -> None:
-        holes = ", ".join("?" * len(Row._fields))
-        db.executemany(
-            f"INSERT OR IGNORE INTO book_requests ({', '.join(Row._fields)}) VALUES ({holes})",  # noqa: S608
-            [entry.row for entry in self._waiting],
-        )
+        rows = [entry.row for entry in self._waiting]
+        whole = len(rows) - len(rows) % TOGETHER
+        batches = [[*chain.from_iterable(rows[i : i + TOGETHER])] for i in range(0, whole, TOGETHER)]
+        db.executemany(INSERT + ", ".join([HOLES] * TOGETHER), batches)
+        db.executemany(INSERT + HOLES, rows[whole:])
+        chats = {entry.chat.id: entry.chat for entry in self._waiting if entry.chat}
         db.executemany(
             "INSERT INTO book_chats VALUES (?, ?, '', ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET last_at = excluded.last_at, lines = excluded.lines",
-            [
-                (chat.id, chat.key_id, chat.began_at, chat.last_at, b"".join(chat.lines))
-                for entry in self._waiting
-                if (chat := entry.chat)
-            ],
+            [(chat.id, chat.key_id, chat.began_at, chat.last_at, b"".join(chat.lines)) for chat in chats.values()],
         )
 
         db.executemany(

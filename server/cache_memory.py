@@ -311,6 +311,7 @@ class Journal:
                 changed.requests[request.row] = request, new
             changed.facts.update(facts or {})
             changed.gone = max(changed.gone, gone)
+            changed.requests.pop(gone, None)  # forgotten before it was written
         if not waiting and changed:
             self._writer.submit(self._write_soon)
 
