@@ -19,18 +19,20 @@ from server.rewrite.steady_window import slid
 WORTH_A_WORD = 0.1  # of the prompt sent again
 TAIL = 3  # blocks at the end of a request that are replaced by nature
 
-# What `diagnostics.cache_miss_reason` says, in our kinds and words (Anthropic docs, 2026-09).
-REASONS = {
-    "model_changed": ("model", "the model was switched"),
-    "system_changed": ("system", "the system prompt changed"),
-    "tools_changed": ("tools", "a tool definition changed"),
-    "messages_changed": ("messages", "an earlier part of the story changed"),
-}
-
 
 class Cause(NamedTuple):
     kind: str
     words: str
+
+
+# What `diagnostics.cache_miss_reason` says, in our kinds and words (Anthropic docs, 2026-09).
+REASONS = {
+    "model_changed": Cause("model", "the model was switched"),
+    "system_changed": Cause("system", "the system prompt changed"),
+    "tools_changed": Cause("tools", "a tool definition changed"),
+    "messages_changed": Cause("messages", "an earlier part of the story changed"),
+}
+FINER = {"system": {"speaker", "setting"}, "messages": {"setting"}}  # kinds of ours that say the same more exactly
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, 
     if again <= WORTH_A_WORD * counts.prompt:
         return CacheStory("hit", counts.read, counts.written, None, again, forecast)
     cause = find_cause(plan, counts, again)
-    reason = REASONS.get(str((diagnostics or {}).get("cache_miss_reason")))
-    if reason and reason[0] != cause.kind:
-        cause = Cause(*reason)
+    theirs = upstreams_cause(diagnostics or {}, again)
+    if theirs and cause.kind not in {theirs.kind, *FINER.get(theirs.kind, ())}:
+        cause = theirs
     outcome = "partial" if counts.read else "miss"
     return CacheStory(outcome, counts.read, counts.written, in_words(plan, cause, again), again, forecast)
 
@@ -100,6 +102,16 @@ def in_words(plan: Plan, cause: Cause, again: int) -> str:
     price = plan.model.price
     cost = f", {again * price.input / 10_000:.1f} ct" if price else ""
     return f"{cause.words}: {again:,} tokens sent again{cost}"
+
+
+def upstreams_cause(diagnostics: Mapping[str, Any], again: int) -> Cause | None:
+    """What the API's own comparison says, a word or an object with the tokens it is about; None where it cannot say, or
+    where that is not why most of these tokens were sent again."""
+    said = diagnostics.get("cache_miss_reason")
+    kind, missed = (said.get("type"), said.get("cache_missed_input_tokens")) if isinstance(said, dict) else (said, None)
+    if isinstance(missed, int) and missed < again / 2:
+        return None
+    return REASONS.get(kind) if isinstance(kind, str) else None
 
 
 def find_cause(plan: Plan, counts: Counts, again: int) -> Cause:
@@ -188,11 +200,11 @@ def in_front(prompt: Prompt, related: Sequence[Prompt], at: int, front: int) -> 
     came = at < len(last) and last.own[at] in prompt.own[at + 1 : front]
     went = prompt.own[at] in last.own[at + 1 :]
     if len(partings) == 3 and set(partings) == {at} and not came and not went:
-        return Cause("system", f"{what} changes with every request ({where}): a time, date or random macro?")
+        return Cause("system", f"{what} changes with every request ({where}), as a time, date or random macro does")
     if came != went:
         verb = "came into" if came else "left"
         return Cause("system", f"World Info entry {verb} {what} ({where})")
-    return Cause("system", f"World Info entry or another text in {what} changed ({where})")
+    return Cause("system", f"World Info entry in {what} changed ({where}), or another text there")
 
 
 def in_story(prompt: Prompt, last: Prompt, at: int) -> Cause:

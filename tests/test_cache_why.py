@@ -61,14 +61,16 @@ def test_a_text_of_the_system_prompt_that_changed():
     chat.cards[0][2] = words(chat.rng, 100)
     told = bench.ask(chat.ask(), at)
     assert told.missed_because.startswith(
-        "World Info entry or another text in the system prompt changed (block 4 of 10)"
+        "World Info entry in the system prompt changed (block 4 of 10), or another text there: "
     )
 
 
 def test_a_macro_that_changes_every_request():
     bench, chat, at = warmed(macro="random")
     told = bench.ask(chat.ask(), at)
-    assert told.missed_because.startswith("the system prompt changes with every request (block 1 of 10): a time")
+    assert told.missed_because.startswith(
+        "the system prompt changes with every request (block 1 of 10), as a time, date or random macro does: "
+    )
 
 
 def test_without_system_the_prompts_of_the_first_message_are_named():
@@ -221,10 +223,17 @@ def test_the_upstreams_own_reason_goes_first_where_it_says_something_else():
     sent, plan = bench.plan(chat.ask(), at)
     _, bill, _ = bench.upstreams["w"].bill(sent.body, plan.model, at)
     usage = accounting.usage(bill, 1)
-    assert tell(plan, usage, {"cache_miss_reason": "system_changed"}) == tell(plan, usage)
-    theirs = tell(plan, usage, {"cache_miss_reason": "tools_changed"}).missed_because
-    assert theirs.startswith("a tool definition changed")
-    assert tell(plan, usage, {"cache_miss_reason": "unavailable"}) == tell(plan, usage)
+    own = tell(plan, usage)
+    for reason in ("system_changed", "unavailable", "previous_message_not_found", None, 7, {"type": "system_changed"}):
+        assert tell(plan, usage, {"cache_miss_reason": reason}) == own
+    assert tell(plan, usage, {"cache_miss_reason": {"type": ["tools_changed"]}}) == own
+    few = {"type": "tools_changed", "cache_missed_input_tokens": 12}
+    assert tell(plan, usage, {"cache_miss_reason": few}) == own
+    for reason in ("tools_changed", {**few, "cache_missed_input_tokens": own.again}):
+        theirs = tell(plan, usage, {"cache_miss_reason": reason})
+        assert theirs.missed_because == own.missed_because.replace(
+            own.missed_because.partition(": ")[0], "a tool definition changed"
+        )
 
 
 def test_without_a_plan_the_figures_stand_alone():

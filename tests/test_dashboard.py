@@ -424,6 +424,26 @@ async def test_a_model_of_unknown_price_is_said_and_not_counted_as_free(proxy, u
     assert re.search(r"<dt>Paid</dt><dd>unknown</dd>", text)
 
 
+@pytest.mark.parametrize(
+    ("read", "written", "bar", "words"),
+    [
+        (0, 0, "100 % plain", "not cached"),
+        (0, 900, "90 % written, 10 % plain", "90 % written"),
+        (700, 200, "70 % read, 20 % written, 10 % plain", "70 % read"),
+        (900, 0, "90 % read, 10 % plain", "90 % read"),
+    ],
+)
+async def test_the_last_turns_say_what_the_cache_did_and_nothing_it_did_not(proxy, upstream, read, written, bar, words):
+    usage = {"input_tokens": 1000 - read - written, "output_tokens": 3}
+    usage |= {"cache_creation_input_tokens": written, "cache_read_input_tokens": read}
+    upstream.will(plain({**PLAIN, "usage": usage}))
+    await proxy.ask()
+    for path in ("/", "/requests"):
+        _, text = await see(proxy, path)
+        assert re.findall(r'role="img" aria-label="(.+?)"', text) == [bar]
+        assert f"<small>{words}</small>" in text
+
+
 async def test_nothing_spent_is_said(proxy):
     for days in ("7", "30", "90", "all", "nonsense"):
         status, text = await see(proxy, f"/spending?days={days}")
