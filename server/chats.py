@@ -60,13 +60,14 @@ class Lines:
         if known is None:
             if len(self._known) >= TEXTS:
                 self._known.clear()
-            known = self._known[key] = tuple(self._digests(text.encode("utf-8", "surrogatepass")))
+            known = self._known[key] = tuple(self._digests(text))
         return known
 
-    def _digests(self, text: bytes) -> Iterator[bytes]:
-        for line in map(bytes.strip, reversed(text.split(b"\n"))):
+    def _digests(self, text: str) -> Iterator[bytes]:
+        for line in map(str.strip, reversed(text.rsplit("\n", LINES)[-LINES:])):
             if line:
-                yield hashlib.blake2b(line, digest_size=DIGEST, key=self._secret).digest()
+                said = line.encode("utf-8", "surrogatepass")
+                yield hashlib.blake2b(said, digest_size=DIGEST, key=self._secret).digest()
 
 
 def written(body: Mapping[str, Any]) -> Iterator[str]:

@@ -39,6 +39,7 @@ from server.usage import Bodies, Receipt, Receipts
 
 log = logging.getLogger(__name__)
 
+MOST_PLANNED = 10_000  # blocks: no chat has more, and planning would keep everybody else waiting
 PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
 
 
@@ -205,7 +206,7 @@ class Relay:
             sent = await asyncio.to_thread(self._rewrite_ahead, request, context)
         else:
             sent = rewrite(request, context)
-        if self._planner is None:
+        if self._planner is None or sent.length > MOST_PLANNED:
             return sent, None
         return self._planner.plan(
             sent,
@@ -245,7 +246,7 @@ class Relay:
     def _rewrite_ahead(self, request: ChatRequest, context: Context) -> ChatRequest:
         """The same in a thread, where the planner may read it too: what is left for the loop is quick."""
         sent = rewrite(request, context)
-        if self._planner is not None:
+        if self._planner is not None and sent.length <= MOST_PLANNED:
             self._planner.read_ahead(sent)
         return sent
 

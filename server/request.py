@@ -13,6 +13,7 @@ import orjson
 from server.errors import ProxyError
 
 LARGE = 2**20  # bytes of a body; work on larger ones is a thread's, so that other chats go on meanwhile
+MOST_MESSAGES = 100_000  # as the API itself
 MAX_DEPTH = 100  # of brackets; Anthropic's schema needs about ten, tool schemas a few more
 LONE_SURROGATE = re.compile(
     rb"(?<!\\)((?:\\\\)*)"  # an even number of backslashes before, so that the escape is one
@@ -69,6 +70,12 @@ class ChatRequest:
                     if isinstance(part, dict):
                         found.add((str(part.get("type")), *part))
         return frozenset(found)
+
+    @property
+    def length(self) -> int:
+        """How many blocks its messages have; a bare text is one."""
+        contents = (message.get("content") for message in self.body["messages"])
+        return sum(len(content) if isinstance(content, list) else 1 for content in contents)
 
     def has(self, *kinds: str) -> bool:
         """Whether a block of one of these types stands in its messages, inside tool results too."""
@@ -180,6 +187,8 @@ def require_messages_shape(body: dict[str, Any]) -> None:
         raise ProxyError(400, "model: must be the name of a model, as text. Choose a model in your front end.")
     if not isinstance(messages, list) or not messages:
         raise ProxyError(400, "messages: at least one message is required. Write something and send it again.")
+    if len(messages) > MOST_MESSAGES:
+        raise ProxyError(400, f"messages: {len(messages):,} are too many, 100,000 the most. Lower the context size.")
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ProxyError(400, f"messages.{i}: must be an object with role and content.")

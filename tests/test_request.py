@@ -68,6 +68,7 @@ def test_the_place_of_a_syntax_error_is_named():
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": {}}, "messages"),
+        ({"messages": [{"role": "user", "content": "hi"}] * 100_001}, "messages"),
         ({"messages": ["hi"]}, "messages.0"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),

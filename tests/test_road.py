@@ -8,6 +8,7 @@ import time
 import pytest
 
 from server.oauth import Tokens
+from server.relay import MOST_PLANNED
 from tests.fakes import (
     ASK,
     KEY,
@@ -547,6 +548,13 @@ async def test_without_the_planner_the_front_ends_marks_stay(tmp_path, anthropic
     async with running(tmp_path, anthropic.url, cache_planner=False) as proxy:
         await proxy.ask(messages=[{"role": "user", "content": marked}])
     assert anthropic.seen[0].body["messages"][0]["content"] == marked
+
+
+async def test_a_chat_beyond_all_measure_is_served_as_it_is(proxy, anthropic):
+    block = {"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}
+    turns = [{"role": "user", "content": [block] + [{"type": "text", "text": "Hello"}] * MOST_PLANNED}]
+    assert (await proxy.ask(messages=turns)).status == 200
+    assert anthropic.seen[0].body["messages"] == turns
 
 
 async def test_our_own_errors_carry_the_receipts_id(proxy):
