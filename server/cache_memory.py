@@ -67,6 +67,7 @@ class Request:
     steps: list[tuple[int, int]] = field(default_factory=list)
     followers: int = 0
     row: int = 0
+    reply: str = ""  # the id of the reply to it; in memory alone
 
     def seen(self) -> Seen:
         prompt = self.prompt
@@ -173,13 +174,13 @@ class CacheMemory:
             rows.append((entry, None))
         self._save(entries=rows)
 
-    def remember(self, prompt: Prompt, related: Iterable[Request], at: float) -> Request:
+    def remember(self, prompt: Prompt, related: Iterable[Request], at: float, reply: str = "") -> Request:
         """Keep a request that began, and let the ones before it know how far it agreed with them."""
         before = list(related)
         for one in before[-LOOKAHEAD:]:
             one.follow(prompt)
         pause = at - before[-1].at if before else None
-        request = Request(prompt, at, pause if pause is not None and pause >= PROGRAM else None)
+        request = Request(prompt, at, pause if pause is not None and pause >= PROGRAM else None, reply=reply)
         gone = self._requests[0].row if len(self._requests) == REQUESTS else 0
         request.row = self._requests[-1].row + 1 if self._requests else 1
         self._requests.append(request)

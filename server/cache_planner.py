@@ -77,6 +77,12 @@ class Plan:
     off: str = ""
 
     @property
+    def reply_before(self) -> str:
+        """The id of the chat's last reply; "" where another paid for it, or it is not known (any more)."""
+        last = self.related[-1] if self.related else None
+        return last.reply if last and last.prompt.payer == self.prompt.payer else ""
+
+    @property
     def within_reach(self) -> list[int]:
         """The believed entries that the marks find."""
         return sorted(i for i in self.live if any(i <= mark < i + LOOKBACK for mark in self.marks))
@@ -249,13 +255,16 @@ class CachePlanner:
             log.error("The front end's cache marks could not be taken out: %s", frames(error))
             return request
 
-    def began(self, plan: Plan | None, usage: Mapping[str, Any], started_at: float, began_at: float) -> None:
-        """Its response began: what it wrote can be read from now on. `usage` as in message_start or a plain reply."""
+    def began(
+        self, plan: Plan | None, usage: Mapping[str, Any], started_at: float, began_at: float, reply: str = ""
+    ) -> None:
+        """Its response began: what it wrote can be read from now on. `usage` as in message_start or a plain reply, and
+        `reply` its id."""
         if plan is None or plan.off:
             return
         try:
             self._done(plan)
-            self._learn(plan, usage, started_at, began_at)
+            self._learn(plan, usage, started_at, began_at, reply)
         except Exception as error:
             log.error("Learning from a reply's cache figures failed: %s", frames(error))
 
@@ -287,7 +296,7 @@ class CachePlanner:
     def _done(self, plan: Plan) -> None:
         self._waiting.pop(plan, None)
 
-    def _learn(self, plan: Plan, usage: Mapping[str, Any], started_at: float, began_at: float) -> None:
+    def _learn(self, plan: Plan, usage: Mapping[str, Any], started_at: float, began_at: float, reply: str) -> None:
         prompt, memory, name = plan.prompt, self._memory, plan.scope.upstream
         counts = Counts.of(usage)
         if counts.prompt:
@@ -303,7 +312,7 @@ class CachePlanner:
             hit = found(plan, counts, stored)
             self._judge_lifetimes(plan, hit, started_at)
             memory.write(prompt, settled(plan, counts, stored, hit, started_at, began_at))
-        memory.remember(prompt, plan.related, started_at)
+        memory.remember(prompt, plan.related, started_at, reply)
         if plan.learned.head:
             memory.keep_head(*plan.learned.head)
         if plan.learned.window:

@@ -96,6 +96,9 @@ class Config:
     cache_keepalive_pings: int = setting(
         0, "Most paid pings per pause that keep a 5-minute cache alive. Each may be for nothing. 0: none."
     )
+    cache_diagnostics: bool = setting(
+        False, "Let Anthropic's API say why the cache was missed: names the chat's last reply in each request."
+    )
     record_trace: bool = setting(
         False, "Write your chats with their text to data_dir/traces, for util/replay_trace.py. Leave it off otherwise."
     )

@@ -32,6 +32,7 @@ from server.request import LARGE, Change, ChatRequest
 from server.retry import RETRIES, STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
 from server.rewrite.counting import GENERATION
+from server.rewrite.diagnostics import ask_why
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
 from server.upstream import UpstreamFailed
@@ -208,7 +209,7 @@ class Relay:
             sent = rewrite(request, context)
         if self._planner is None or sent.length > MOST_PLANNED:
             return sent, None
-        return self._planner.plan(
+        planned, plan = self._planner.plan(
             sent,
             context.model_of(sent) or self._live.models.like(sent.model),
             Scope(credential.base_url, credential.account_id or credential.secret, credential.workspace_id),
@@ -216,6 +217,7 @@ class Relay:
             ttl_allowed=not ttl_is_stripped(context),
             helps=journey.helps,
         )
+        return ask_why(planned, context, plan.reply_before if plan else ""), plan
 
     def _learns(
         self, refusal: Refusal, sent: ChatRequest, credential: Credential, plan: Plan | None, journey: Journey
@@ -256,7 +258,7 @@ class Relay:
 
         def begun(meter: Meter) -> None:
             if self._planner is not None:
-                self._planner.began(plan, meter.usage, started, self._clock())
+                self._planner.began(plan, meter.usage, started, self._clock(), meter.id)
                 receipt.cache = tell(plan, meter.usage, meter.diagnostics)
             if self._keep_alive is not None:
                 self._keep_alive.watch(plan, sent, partial(self._ping, asked), helps.cache_keepalive_pings or 0)

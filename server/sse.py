@@ -118,6 +118,7 @@ class Meter:
     """What a reply says of itself, read while it passes: usage, model, stop reason, whether it is whole."""
 
     def __init__(self) -> None:
+        self.id = ""  # of the message
         self.usage: dict[str, Any] = {}
         self.model = ""
         self.stop_reason: str | None = None
@@ -156,7 +157,7 @@ class Meter:
         """Read a message object: the body of a plain reply, or the beginning of a streamed one."""
         if not isinstance(message, dict):
             return
-        self.model = str(message.get("model") or "")
+        self.id, self.model = str(message.get("id") or ""), str(message.get("model") or "")
         self._take_end(message)
         self._take_usage(message.get("usage"))
         diagnostics = message.get("diagnostics")

@@ -11,8 +11,10 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from server.models import Models, cost
+from server.pages.books import RECEIPTS
 from server.practice.app import create_practice
 from tests.chats import Chat, words
+from tests.fakes import PLAIN, error, plain
 from tests.pools import Clock
 from tests.running import running
 
@@ -207,3 +209,53 @@ async def test_a_chat_too_short_to_be_cached_on_its_model(tmp_path):
     why = f"too short to be cached on this model: {prompt:,} of 4,096 tokens"
     assert (row["cache"]["outcome"], row["cache"]["missed_because"]) == ("off", why)
     assert (answer.headers["x-cache"], answer.headers["x-cache-missed-because"]) == ("off; read=0; written=0", why)
+
+
+# What the API itself says of a miss
+
+
+async def test_the_api_is_asked_why_only_where_the_owner_wants_it(tmp_path):
+    for wanted in (False, True):
+        folder = tmp_path / str(wanted)
+        folder.mkdir()
+        settings = {"cache_diagnostics": wanted, "keep_bodies_in_memory": 1}
+        async with playing(folder, settings=settings) as player:
+            before = await player.warm(2)
+            card_changes(player.chat)
+            answer, row = await player.ask()
+            sent = player.proxy.parts.app[RECEIPTS].bodies(row["id"]).sent
+            _, other_row = await player.ask(OTHER_KEY)
+        begun, said = (
+            next(e["message"] for e in reply.events if e["type"] == "message_start") for reply in (before, answer)
+        )
+        asked = [change["name"] for change in row["changes"]]
+        assert sent.get("diagnostics") == ({"previous_message_id": begun["id"]} if wanted else None)
+        assert ("ask_why" in asked) is wanted
+        assert (said["diagnostics"] is not None) is wanted
+        assert "ask_why" not in [change["name"] for change in other_row["changes"]], "its reply is another key's"
+        assert row["cache"]["missed_because"].startswith(
+            "World Info entry in the system prompt changed (block 4 of 10)"
+        )
+
+
+@pytest.mark.parametrize("reason", ["tools_changed", {"type": "tools_changed"}], ids=str)
+async def test_what_the_api_says_goes_first_where_we_saw_nothing_change(tmp_path, anthropic, reason):
+    story = {"messages": [{"role": "user", "content": "Once upon a time. " * 800}]}
+    usage = {"input_tokens": 20, "cache_creation_input_tokens": 4_000, "cache_read_input_tokens": 0, "output_tokens": 3}
+    async with running(tmp_path, anthropic.url, cache_diagnostics=True) as proxy:
+        for diagnostics in (None, {"cache_miss_reason": reason}):
+            anthropic.will(plain({**PLAIN, "usage": usage, "diagnostics": diagnostics}))
+            await proxy.ask(**story)
+        told = (await proxy.receipts())[0]["cache"]["missed_because"]
+    assert anthropic.seen[1].body["diagnostics"] == {"previous_message_id": PLAIN["id"]}
+    assert re.fullmatch(r"a tool definition changed: 4,020 tokens sent again, 1\.2 ct", told)
+
+
+async def test_an_upstream_that_refuses_to_be_asked_is_asked_no_more(tmp_path, anthropic):
+    refusal = error(400, "invalid_request_error", "diagnostics: Extra inputs are not permitted")
+    async with running(tmp_path, anthropic.url, cache_diagnostics=True) as proxy:
+        await proxy.ask()
+        anthropic.will(refusal)
+        statuses = [(await proxy.ask()).status for _ in range(2)]
+    assert statuses == [200, 200]
+    assert ["diagnostics" in seen.body for seen in anthropic.seen] == [False, True, False, False]

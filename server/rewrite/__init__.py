@@ -68,6 +68,7 @@ def step_name(step: Step) -> str:
 BESIDE = {
     "mend_text": "Replaces halves of emojis, which front ends cut apart now and then and Claude refuses.",
     "plan_cache": "Takes out the front end's cache marks and places those that pay (setting `cache_planner`).",
+    "ask_why": "Asks Anthropic's API to say why the cache is missed, if it is (setting `cache_diagnostics`).",
     "learn": "Mends what the model has just refused, tries once more before anything reached you, and remembers it.",
 }
 

@@ -20,6 +20,7 @@ class Options:
     filter_sampling_params: str = "auto"
     default_model: str = ""
     replace_retired_models: bool = False
+    cache_diagnostics: bool = False
     skip_steps: tuple[str, ...] = ()
 
 
