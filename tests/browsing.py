@@ -86,8 +86,8 @@ async def tab_to(page, selector, presses=30):
 
 
 async def looks_right(page, url, folder, name, *, until=None):
-    """A picture of the page at `url` on a phone and a desk, by day and by night: nothing too wide, nothing too pale."""
-    for width in (375, 1000):
+    """Pictures of a page, on a phone, a desk and a wide screen, by day and by night: nothing too wide or too pale."""
+    for width in (375, 1600, 1000):
         await page.set_viewport_size({"width": width, "height": 800})
         for scheme in ("light", "dark"):
             await page.emulate_media(color_scheme=scheme)

@@ -65,12 +65,12 @@ async def test_a_request_is_told_as_a_story(proxy):
     assert "Without the cache" in text
 
 
-async def test_a_failed_request_is_listed_with_its_status_and_no_price(proxy, upstream):
+async def test_a_failed_request_is_listed_with_its_status_what_it_means_and_no_price(proxy, upstream):
     upstream.will(error(404, "not_found_error", "model: claude-none"))
     await proxy.ask()
     _, text = await see(proxy, "/requests")
-    assert "error 404" in text
-    assert "unknown" in text
+    assert "error 404 <small>There is no such model, persona or address.</small>" in text
+    assert '<td class="cost">–</td>' in text
     _, text = await see(proxy, f"/requests/{(await proxy.receipts())[0]['id']}")
     assert "never counted as free" in text
 

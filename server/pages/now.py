@@ -6,11 +6,11 @@ import time
 
 from aiohttp import hdrs, web
 
-from server.accounts import Account, choose
+from server.accounts import Account, Choice, choose, rank, settle
 from server.errors import ProxyError
 from server.pages.books import RECEIPTS, newest
 from server.pages.live import progress
-from server.pages.page import ACCOUNTS, PASSWORD, PERSONAS, all_warnings, page
+from server.pages.page import ACCOUNTS, CONFIG, PASSWORD, PERSONAS, all_warnings, page
 from server.pages.requests import turn
 
 
@@ -18,11 +18,11 @@ async def start_page(request: web.Request) -> web.Response:
     """GET /"""
     now = time.time()
     accounts, under_way = request.app[ACCOUNTS].all(), request.app[RECEIPTS].under_way(now)
-    payer, problem = who_pays(accounts, now)
+    payers, problem = who_pays(accounts, now, request.app[CONFIG].account_choice)
     return page(
         request,
         "now.html",
-        payer=payer.public(now) if payer else None,
+        payers=[payer.public(now) for payer in payers],
         problem=problem,
         anybody=bool(accounts),
         address=f"http://{request.headers[hdrs.HOST]}/v1",
@@ -36,9 +36,12 @@ async def start_page(request: web.Request) -> web.Response:
     )
 
 
-def who_pays(accounts: tuple[Account, ...], now: float) -> tuple[Account | None, str]:
-    """The account the next message is paid by, or why there is none."""
+def who_pays(accounts: tuple[Account, ...], now: float, choice: Choice) -> tuple[list[Account], str]:
+    """The accounts that the next chats are paid by, or why there is none."""
     try:
-        return choose(accounts, now), ""
+        first = choose(accounts, now)
     except ProxyError as error:
-        return None, error.message
+        return [], error.message
+    ready = [account for account in accounts if settle(account, now).state == "ready"]
+    equal = [account for account in ready if rank(account) == rank(first)]
+    return equal if choice != "priority" and first in equal else [first], ""
