@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import socket
 import zlib
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
 from server import __version__
@@ -21,12 +23,13 @@ from server.errors import ProxyError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 USER_AGENT = f"tavern-proxy/{__version__}"
 MAX_BODY = 64 * 1024 * 1024  # bytes of a plain reply
 MAX_UNPACKED = 16 * 1024 * 1024  # bytes of one that came packed, although nobody asked for that
 PIECE = 256 * 1024  # bytes unpacked at a time
 READ = 16 * 1024  # bytes read at a time; a front end that reads slowly leaves no more than some of them waiting
-LARGE = 2**20  # bytes; aiohttp wants larger bodies as files
+LARGE = 2**20  # bytes of a body that is sent at once
 KEEP_ALIVE = 300.0  # seconds an idle connection waits for the next turn; people think for minutes
 
 
@@ -61,15 +64,14 @@ class Silence(Exception):
 class Answer:
     """The upstream's answer from its headers on. Read it whole or piece by piece, then close it."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self._response = response
-        self._content = response.content
-        self._packed = unpacking(response.headers)
-        self._watch = Watch()
+    def __init__(self, exchange: Exchange, watch: Watch) -> None:
+        self.status = exchange.message.code
+        self.headers = exchange.message.headers
+        self._exchange, self._watch = exchange, watch
+        self._content = exchange.content
+        self._packed = unpacking(self.headers)
         # After a malformed chunk aiohttp's reader waits for ever, though the connection is gone (seen with 3.14.5)
-        protocol = None if response.connection is None else response.connection.protocol
+        protocol = exchange.connection.protocol
         self._closed = None if protocol is None else protocol.closed
         if self._closed is not None:
             self._closed.add_done_callback(self._lost)
@@ -133,10 +135,7 @@ class Answer:
             if self._content.is_eof():
                 self._closed.remove_done_callback(_seen)
                 self._closed.add_done_callback(_seen)
-        if self._content.is_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        self._exchange.end()
 
 
 class Watch:
@@ -149,7 +148,7 @@ class Watch:
         self._waiting: asyncio.Task[Any] | None = None
         self._rang = False
 
-    async def wait(self, reading: Coroutine[Any, Any, bytes], patience: float) -> bytes:
+    async def wait(self, reading: Coroutine[Any, Any, T], patience: float) -> T:
         """What `reading` brings. Raises TimeoutError after so many seconds."""
         task = asyncio.current_task()
         if task is None:
@@ -229,26 +228,23 @@ def _seen(closed: asyncio.Future[None]) -> None:
 
 class Connections(aiohttp.TCPConnector):
     """The connections of one kind, and which of them have carried a request before: only such a one may have died in
-    silence. One opened ahead has not.
+    silence. One opened ahead has not."""
 
-    A request goes straight to its connection: cookies, redirects, proxies and timers of aiohttp's sessions have no use
-    here and took a third of a request's time.
-    """
-
-    def __init__(self, **kept: Any) -> None:
+    def __init__(self, patience: Patience, **kept: Any) -> None:
         super().__init__(limit=0, ttl_dns_cache=300, socket_factory=watchful_socket, **kept)
         self._used: WeakSet[Any] = WeakSet()
+        self._patience = aiohttp.ClientTimeout(total=None, connect=patience.connect)
 
-    async def take(self, request: aiohttp.ClientRequest, connect: float) -> tuple[Connection, bool]:
+    async def take(self, likeness: aiohttp.ClientRequest) -> tuple[Connection, bool]:
         """A connection, and whether it has been used. Raises TimeoutError when nobody takes it in time."""
-        connection = await self.connect(request, [], aiohttp.ClientTimeout(total=None, connect=connect))
+        connection = await self.connect(likeness, [], self._patience)
         used = connection.protocol in self._used
         self._used.add(connection.protocol)
         return connection, used
 
-    async def open_ahead(self, likeness: aiohttp.ClientRequest, connect: float) -> None:
+    async def open_ahead(self, likeness: aiohttp.ClientRequest) -> None:
         """Have a connection for a request like this one wait for it."""
-        connection = await self.connect(likeness, [], aiohttp.ClientTimeout(total=None, connect=connect))
+        connection = await self.connect(likeness, [], self._patience)
         connection.release()
 
     def any_idle(self, likeness: aiohttp.ClientRequest) -> bool:
@@ -256,23 +252,76 @@ class Connections(aiohttp.TCPConnector):
         return any(protocol.is_connected() for protocol, _ in self._conns.get(likeness.connection_key, ()))
 
 
-async def begin(request: aiohttp.ClientRequest, connection: Connection) -> aiohttp.ClientResponse:
-    """Send a request and read the head of its answer."""
-    if connection.protocol is None:
+@dataclass(frozen=True)
+class Exchange:
+    """One request on a connection, and the answer's head; its body comes into `content`. `sending`: what is still on
+    its way of a large request."""
+
+    connection: Connection
+    sending: asyncio.Task[None] | None
+    message: RawResponseMessage
+    content: aiohttp.StreamReader
+
+    def end(self) -> None:
+        """Give the connection back for the next request if both sides said all they had to say, else close it."""
+        if self.sending is not None and not self.sending.done():
+            self.sending.cancel()
+            self.connection.close()
+        elif self.content.is_eof():
+            self.connection.release()
+        else:
+            self.connection.close()
+
+
+async def exchange(connection: Connection, head: bytes, body: bytes) -> Exchange:
+    """Send a request and read the head of its answer. Raises aiohttp's errors; HttpProcessingError for what is no HTTP.
+
+    This much is all that a request needs of aiohttp's client: its pool and its parser.
+    """
+    protocol = connection.protocol
+    if protocol is None or protocol.transport is None:
+        connection.close()
         raise aiohttp.ServerDisconnectedError
-    connection.protocol.set_response_params(
-        skip_payload=request.method == "HEAD", read_until_eof=True, auto_decompress=False, read_bufsize=READ
+    protocol.set_response_params(
+        skip_payload=head.startswith(b"HEAD "), read_until_eof=True, auto_decompress=False, read_bufsize=READ
     )
+    sending = None
     try:
-        response = await request.send(connection)
-        try:
-            return await response.start(connection)
-        except BaseException:
-            response.close()
-            raise
+        if len(body) <= LARGE:
+            protocol.transport.write(head + body)
+        else:
+            sending = asyncio.create_task(send_in_pieces(protocol, head, body))
+        while True:
+            message, content = await protocol.read()
+            if not 100 <= message.code < 200:
+                return Exchange(connection, sending, message, content)
     except BaseException:
+        if sending is not None:
+            sending.cancel()
         connection.close()
         raise
+
+
+async def send_in_pieces(protocol: ResponseHandler, head: bytes, body: bytes) -> None:
+    """Send a large request as fast as it is taken. Who reads the answer hears of a connection that breaks."""
+    rest = memoryview(body)
+    pieces: list[bytes | memoryview] = [head, *(rest[i : i + PIECE] for i in range(0, len(body), PIECE))]
+    with suppress(ConnectionError):
+        for piece in pieces:
+            if protocol.transport is None:
+                break
+            protocol.transport.write(piece)
+            await protocol._drain_helper()
+
+
+def head_of(method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    """A request's head. Raises ValueError for a line break inside it."""
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    if body is not None or method in ("POST", "PUT", "PATCH"):
+        lines.append(f"Content-Length: {len(body or b'')}")
+    if any("\n" in line or "\r" in line for line in lines):
+        raise ValueError("a header with a line break")
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 class Upstream:
@@ -286,8 +335,8 @@ class Upstream:
         self._fresh: Connections | None = None  # opens a connection for each request, and keeps none
 
     async def open(self) -> None:
-        self._kept = Connections(keepalive_timeout=KEEP_ALIVE)
-        self._fresh = Connections(force_close=True)
+        self._kept = Connections(self._patience, keepalive_timeout=KEEP_ALIVE)
+        self._fresh = Connections(self._patience, force_close=True)
 
     async def close(self) -> None:
         for task in self._warming.values():
@@ -298,19 +347,23 @@ class Upstream:
 
     def warm(self, base_url: str) -> None:
         """Have a connection to this upstream open by the time the request's body has arrived."""
-        likeness = self._likenesses.get(base_url)
-        if likeness is None:
-            # Never sent: it names the connection that a real request will ask for.
-            likeness = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
-            self._likenesses[base_url] = likeness
+        likeness = self._likeness(base_url)
         task = self._warming.get(base_url)
         if (task is None or task.done()) and not opened(self._kept).any_idle(likeness):
             self._warming[base_url] = asyncio.create_task(self._warm(likeness))
 
+    def _likeness(self, base_url: str) -> aiohttp.ClientRequest:
+        """Never sent: by this aiohttp knows which connection is asked for, and how to open one."""
+        known = self._likenesses.get(base_url)
+        if known is None:
+            known = aiohttp.ClientRequest("HEAD", URL(base_url), loop=asyncio.get_running_loop())
+            self._likenesses[base_url] = known
+        return known
+
     async def _warm(self, likeness: aiohttp.ClientRequest) -> bool:
         """Whether the time to connect did suffice."""
         try:
-            await opened(self._kept).open_ahead(likeness, self._patience.connect)
+            await opened(self._kept).open_ahead(likeness)
         except TimeoutError:
             return False
         except (aiohttp.ClientError, OSError) as error:
@@ -322,35 +375,42 @@ class Upstream:
     ) -> Answer:
         """One attempt, answered from its headers on. Sends again once, on a new connection, when one kept from an
         earlier turn turns out to be dead before a byte came back. Raises UpstreamFailed."""
-        url = URL(base_url + target, encoded=True)
         if (warming := self._warming.get(base_url)) is not None and not warming.done():
             await asyncio.wait([warming])
             if not warming.cancelled() and not warming.result():
-                raise connect_timeout(url)
+                raise connect_timeout(URL(base_url))
         try:
-            return await self._attempt(opened(self._kept), method, url, headers, body)
+            return await self._attempt(opened(self._kept), method, base_url, target, headers, body)
         except _StaleConnection:
-            return await self._attempt(opened(self._fresh), method, url, headers, body)
+            return await self._attempt(opened(self._fresh), method, base_url, target, headers, body)
 
     async def _attempt(
-        self, connections: Connections, method: str, url: URL, headers: Mapping[str, str], body: bytes | None
+        self,
+        connections: Connections,
+        method: str,
+        base_url: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
     ) -> Answer:
-        request = aiohttp.ClientRequest(
-            method,
-            url,
-            headers=headers,
-            skip_auto_headers=("User-Agent", "Content-Type"),
-            data=body if body is None or len(body) <= LARGE else io.BytesIO(body),
-            loop=asyncio.get_running_loop(),
-        )
-        used = False
+        likeness = self._likeness(base_url)
+        headers = {"Host": likeness.headers["Host"], **headers}
+        if connections.force_close:
+            headers["Connection"] = "close"
+        url = URL(base_url + target, encoded=True)
+        head = head_of(method, url.raw_path_qs, headers, body)
+        watch, used = Watch(), False
+
+        async def sent() -> Exchange:
+            nonlocal used
+            try:
+                connection, used = await connections.take(likeness)
+            except TimeoutError as error:
+                raise connect_timeout(url) from error
+            return await exchange(connection, head, body or b"")
+
         try:
-            async with asyncio.timeout(self._patience.first_byte):
-                try:
-                    connection, used = await connections.take(request, self._patience.connect)
-                except TimeoutError as error:
-                    raise connect_timeout(url) from error
-                response = await begin(request, connection)
+            begun = await watch.wait(sent(), self._patience.first_byte)
         except TimeoutError as error:
             raise UpstreamFailed(
                 504, f"The upstream gave no answer within {self._patience.first_byte:.0f} s. Try again."
@@ -365,14 +425,16 @@ class Upstream:
                 f"The upstream closed the connection without an answer ({reason(error)}). Try again.",
                 unanswered=True,
             ) from error
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, HttpProcessingError) as error:
             raise UpstreamFailed(
                 502, f"The upstream's answer could not be read ({reason(error)}). Try again."
             ) from error
+        finally:
+            watch.stop()
         try:
-            return Answer(response)
+            return Answer(begun, watch)
         except UpstreamFailed:
-            response.close()
+            begun.connection.close()
             raise
 
 
@@ -433,6 +495,6 @@ def reason(error: BaseException) -> str:
             return "connection closed"
         case aiohttp.ClientPayloadError():
             return "the message was cut short or garbled"
-        case aiohttp.ClientResponseError():
+        case HttpProcessingError():
             return "not a proper HTTP answer"
     return type(error).__name__
