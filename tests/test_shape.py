@@ -59,10 +59,10 @@ def test_the_road_never_imports_the_practice_upstream():
     assert {name for name in users if not name.startswith("server.practice")} == {"server.app"}
 
 
-def test_only_upstream_and_the_root_speak_aiohttps_client():
+def test_only_the_wire_speaks_aiohttps_client():
     client = re.compile(r"aiohttp\.(ClientSession|ClientRequest|TCPConnector)")
     assert [name for name, path in MODULES.items() if client.search(path.read_text(encoding="utf-8"))] == [
-        "server.upstream"
+        "server.wire"
     ]
 
 
