@@ -476,8 +476,8 @@ WORDS: dict[str, dict[str, str]] = {
         "name_cache_keepalive_pings": "Keep-alive pings",
         "on": "on",
         "off": "off",
-        "as_settings": "as the settings say: {value}",
-        "as_persona": "as the persona or the settings say (there: {value})",
+        "as_settings": "as the settings: {value}",
+        "as_persona": "as the persona, else: {value}",
     },
     "me": {
         "title": "Your key",
