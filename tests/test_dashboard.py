@@ -70,7 +70,7 @@ async def test_a_failed_request_is_listed_with_its_status_what_it_means_and_no_p
     await proxy.ask()
     _, text = await see(proxy, "/requests")
     assert "error 404 <small>There is no such model, persona or address.</small>" in text
-    assert '<td class="cost">–</td>' in text
+    assert '<td class="cost none">–</td>' in text
     _, text = await see(proxy, f"/requests/{(await proxy.receipts())[0]['id']}")
     assert "never counted as free" in text
 

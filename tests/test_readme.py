@@ -175,6 +175,25 @@ def test_every_message_it_explains_is_one_the_program_says():
     assert [words for words in quoted if words not in said] == []
 
 
+# What others had
+
+
+def test_each_feature_of_earlier_proxies_names_tests_that_exist():
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| (.+) \|$", section("If you come from another proxy"), re.MULTILINE)[1:]
+    named = {feature: re.findall(r"`(test_\w+\.py)::(test_\w+)`", tests) for feature, tests in rows}
+    for feature in ("several accounts", "refresh on demand", "the last refresh error", "health", "revoking a key"):
+        assert feature in named
+    assert [feature for feature, tests in named.items() if not tests] == []
+    missing = [test for tests in named.values() for test in tests if not is_test(*test)]
+    assert missing == []
+
+
+def is_test(file, name):
+    return bool(
+        re.search(rf"^(?:async )?def {name}\(", (TOP / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+    )
+
+
 # Personas
 
 

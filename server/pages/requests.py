@@ -70,7 +70,7 @@ def turn(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "written": written,
         "plain": plain,
         "prompt": read + written + plain,
-        "used": any(tokens.values()),
+        "unbilled": result(receipt) == "error" and not any(tokens.values()),
         "kind": receipt.get("kind", "chat"),
         "saved": None if usd is None or without is None else without - usd,
         "result": result(receipt),
