@@ -134,6 +134,7 @@ def nothing_went_wrong(caplog):
 
 @pytest.mark.parametrize("numbers", [FEW, MANY])
 async def test_spoilt_bytes_of_a_request(tmp_path, anthropic, caplog, figure, numbers):
+    anthropic.replies = Always(plain())
     counts = Counter()
     async with running(tmp_path, anthropic.url, limits=QUICK) as proxy:
 
