@@ -365,7 +365,7 @@ class Accounts:
         """What to pay with instead of a credential the upstream refused; None: nothing of this account's.
 
         A login is renewed, once for everybody; what another process has stored since is adopted. An API key, and a
-        login refused again right after that, are set aside.
+        login refused again right after that, are set aside. Raises Unavailable when it cannot be renewed just now.
         """
         await self._wallet.look()
         entry = self._wallet.entries().get(failed.account_id)
@@ -384,7 +384,7 @@ class Accounts:
             return None
         try:
             tokens = await login.refused(failed.secret)
-        except (InvalidGrant, Unavailable):
+        except InvalidGrant:
             return None
         return self._credential(entry, tokens.access_token, renewed=True)
 

@@ -133,13 +133,13 @@ class AntHome:
     def problem(self) -> str:
         """Why the profile must not be used; "" if it may."""
         if problem := self.own_base_url and url_problem(self.own_base_url):
-            return f"the base_url of this `ant` profile {problem}"
+            return f"The base_url of this `ant` profile {problem}."
         try:
             mode = self.config.path.stat().st_mode
         except OSError:
-            return "this `ant` profile is no longer there"
+            return f"This `ant` profile is no longer there. Remove the account, or make it anew. {self.remedy}"
         if POSIX and stat.S_IMODE(mode) & 0o022:
-            return f"others may write {self.config.path}; run: chmod go-w {self.config.path}"
+            return f"Others may write {self.config.path}. Run in a terminal: chmod go-w {self.config.path}"
         return ""
 
     def read(self) -> Tokens | None:

@@ -27,10 +27,10 @@ from server.guard import REQUEST_ID, expect, wrong_type
 from server.learned import Live
 from server.presets import NAME, Personas
 from server.relay import Relay
-from server.reply import Reply, Stream
+from server.reply import Passing, Reply, Stream
 from server.request import LARGE, ChatRequest
 from server.trace import TraceRecorder
-from server.upstream import Patience, Upstream
+from server.upstream import Broken, Patience, Silence, Upstream
 from server.usage import Receipt, Receipts
 
 MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
@@ -285,6 +285,9 @@ class Doors:
         try:
             async with asyncio.timeout(LIST_SECONDS):
                 reply = await self._relay.pass_through("GET", target, request.headers, client)
+            if isinstance(reply, Passing):
+                reply.close()
+                raise ProxyError(502, "The upstream answered with no list of models.")
             told = as_object(reply.body)
             self._live.saw(listed_models(told))
             if door.model or not client.models:
@@ -318,7 +321,22 @@ class Doors:
         reply = await self._relay.pass_through(
             request.method, f"{path}?{query}" if query else path, request.headers, client, body
         )
-        return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        if isinstance(reply, Reply):
+            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        response = web.StreamResponse(status=reply.status, headers=reply.headers)
+        try:
+            await response.prepare(request)
+            async with aclosing(reply.chunks()) as chunks:
+                async for chunk in chunks:
+                    async with asyncio.timeout(self._patience.reader):
+                        await response.write(chunk)
+            await response.write_eof()
+        except (Broken, Silence, ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()  # so that nobody takes it for whole
+        finally:
+            reply.close()
+        return response
 
     async def health(self, request: web.Request) -> web.Response:
         """Whether it works, for anybody who asks; no secret, no name. `warnings` counts what the owner should read."""

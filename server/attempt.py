@@ -14,7 +14,7 @@ from server.budget import Hold
 from server.clients import Client
 from server.errors import type_of
 from server.explain import Refusal
-from server.reply import Reply, Stream, book, explained
+from server.reply import Passing, Reply, Stream, book, explained
 from server.request import LARGE, ChatRequest
 from server.sse import EventTooLarge, Meter, WholeEvents
 from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstream, UpstreamFailed
@@ -67,10 +67,7 @@ class Attempts:
                 return refusal_of(
                     answer.status, await answer.read_all(self._patience.idle), answer.headers, credential.kind
                 )
-            if 300 <= answer.status < 400:
-                raise UpstreamFailed(
-                    502, "The upstream answered with a redirect, which is not followed. Check api_base_url."
-                )
+            refuse_redirect(answer)
             back = passed_back(answer.headers)
             if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
                 outcome = await self._begin(asked, answer, back, credential, begun)
@@ -134,20 +131,34 @@ class Attempts:
 
     async def plain(
         self, method: str, target: str, sent: ChatRequest, credential: Credential, given: Mapping[str, str], body: bytes
-    ) -> Reply | Refusal:
-        """An attempt at any other address of the API, its body and answer left as they are."""
+    ) -> Reply | Passing | Refusal:
+        """An attempt at any other address of the API, its body and answer left as they are: JSON is read to its end,
+        so that a break in it can be told; a stream or a file passes as it comes."""
         headers = headers_for(sent, credential, given)
         if body:
             headers["Content-Type"] = given.get("content-type", "application/octet-stream")
         answer = await self._upstream.send(method, credential.base_url, target, headers, body or None)
+        kept = False
         try:
-            raw = await answer.read_all(self._patience.idle)
             if answer.status >= 400:
+                raw = await answer.read_all(self._patience.idle)
                 return refusal_of(answer.status, raw, answer.headers, credential.kind)
+            refuse_redirect(answer)
             kind = answer.headers.get("content-type", "application/octet-stream")
-            return Reply(answer.status, {**passed_back(answer.headers), "Content-Type": kind}, raw)
+            back = {**passed_back(answer.headers), "Content-Type": kind}
+            if kind.partition(";")[0].strip().lower() == "application/json":
+                return Reply(answer.status, back, await answer.read_all(self._patience.idle))
+            kept = True
+            return Passing(answer, back, self._patience)
         finally:
-            answer.close()
+            if not kept:
+                answer.close()
+
+
+def refuse_redirect(answer: Answer) -> None:
+    """Raises UpstreamFailed 502: a credential is not carried elsewhere."""
+    if 300 <= answer.status < 400:
+        raise UpstreamFailed(502, "The upstream answered with a redirect, which is not followed. Check api_base_url.")
 
 
 def headers_for(sent: ChatRequest, credential: Credential, given: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from server.accounts import Accounts, Credential
+from server.accounts import Accounts, Credential, renew_later
 from server.attempt import MESSAGES, Asked, Attempts, passed_back
 from server.budget import Budgets, OverBudget
 from server.cache_memory import Scope
@@ -26,8 +26,9 @@ from server.health import rest_after
 from server.helps import NO_HELPS, Helps
 from server.keepalive import KeepAlive, Sleep
 from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
+from server.oauth import Unavailable
 from server.presets import Persona, Personas
-from server.reply import Reply
+from server.reply import Passing, Reply
 from server.request import LARGE, Change, ChatRequest
 from server.retry import RETRIES, STATUSES, Budget, delay
 from server.rewrite import Context, Options, rewrite
@@ -324,8 +325,14 @@ class Relay:
         """
         if journey.guest or is_policy(refusal):
             return None
-        if refusal.status == 401 and (renewed := await self._accounts.after_401(refused)):
-            return renewed
+        if refusal.status == 401:
+            try:
+                if renewed := await self._accounts.after_401(refused):
+                    return renewed
+            except Unavailable as error:
+                if other := await self._next(asked, refused, journey):
+                    return other
+                raise renew_later(error.retry_after) from error
         if (until := rest_after(refusal, self._clock())) is not None:
             self._accounts.rest(refused.account_id, until, refusal.message)
         if refusal.status in STATUSES:
@@ -378,13 +385,21 @@ class Relay:
 
     async def pass_through(
         self, method: str, target: str, given: Mapping[str, str], client: Client, body: bytes = b""
-    ) -> Reply:
-        """Any other /v1/ request, as it is, with the credential that would pay for a chat. Raises ProxyError."""
+    ) -> Reply | Passing:
+        """Any other /v1/ request, as it is, with the credential that would pay for a chat; a login that is refused is
+        renewed once. Not every address takes every credential, so none is set aside here. Raises ProxyError."""
         guest = self._practice or self._accounts.guest(given)
         credential = guest or await self._accounts.credential(shared_only=not client.own)
         request = ChatRequest.bare(given.get("anthropic-version", ""), given.get("anthropic-beta", ""))
         request = replace(request, betas=tuple(dict.fromkeys((*request.betas, *credential.betas))))
         outcome = await self._attempts.plain(method, target, request, credential, given, body)
+        if isinstance(outcome, Refusal) and outcome.status == 401 and not guest and credential.kind != "api_key":
+            try:
+                renewed = None if outcome.says("not supported") else await self._accounts.after_401(credential)
+            except Unavailable as error:
+                raise renew_later(error.retry_after) from error
+            if renewed:
+                outcome = await self._attempts.plain(method, target, request, renewed, given, body)
         if isinstance(outcome, Refusal):
             raise PassedOn(replace(outcome, guest=guest is not None), self._clock())
         return outcome

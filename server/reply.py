@@ -28,6 +28,23 @@ class Reply:
         self.stream = stream
 
 
+class Passing:
+    """Any other answer on its way to the front end, piece by piece, its bytes left as they are."""
+
+    def __init__(self, answer: Answer, headers: dict[str, str], patience: Patience) -> None:
+        self.status, self.headers = answer.status, headers
+        self._answer, self._patience = answer, patience
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """Raises Broken or Silence: then it is not whole, and nothing can be put behind it to say so."""
+        while chunk := await self._answer.read_some(self._patience.idle):
+            yield chunk
+
+    def close(self) -> None:
+        """To be called however it ended."""
+        self._answer.close()
+
+
 class Stream:
     """A streamed reply, passed through byte for byte; whatever breaks it ends in an `error` event of ours.
 

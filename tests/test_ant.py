@@ -149,6 +149,20 @@ async def test_a_profile_others_may_write_is_not_used(tmp_path, oauth, clock, cr
         assert "chmod go-w" in account.reason
 
 
+async def test_an_account_whose_profile_was_deleted_says_what_to_do(tmp_path, oauth, clock, credentials):
+    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
+        await pool.use_ant_profile("default")
+        (tmp_path / "ant" / "configs" / "default.json").unlink()
+        credentials.unlink()
+        assert (await refused(pool.credential())).status == 401
+        (account,) = pool.all()
+    assert account.state == "sign_in_again"
+    assert account.reason == (
+        "This `ant` profile is no longer there. Remove the account, or make it anew. "
+        "Run in a terminal: ant auth login --profile default"
+    )
+
+
 async def test_a_profile_may_name_its_credentials_file(tmp_path, oauth, clock):
     pair = oauth.issue()
     put_profile(tmp_path, "default", oauth.issue()).unlink()

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 
+import aiohttp
 import pytest
 
 from server.oauth import Tokens
@@ -24,6 +25,7 @@ from tests.fakes import (
     reply_events,
     stream,
 )
+from tests.pools import login
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
@@ -335,6 +337,73 @@ async def test_other_addresses_pass_through_as_they_are(proxy, anthropic):
     reply = await proxy.send("GET", "/v1/messages/batches/b_1/results?x=1", headers={"x-api-key": KEY})
     assert reply.raw == b"one\ntwo"
     assert (anthropic.seen[0].method, anthropic.seen[0].path) == ("GET", "/v1/messages/batches/b_1/results?x=1")
+
+
+async def test_a_stream_at_another_address_passes_as_it_comes_and_a_break_in_it_shows(tmp_path):
+    reached = asyncio.Event()
+
+    async def drip(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-jsonl\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(chunked(b"one\n"))
+        await reached.wait()
+        writer.write(chunked(b"two\n"))
+        writer.close()
+
+    async with raw_upstream(drip) as url, running(tmp_path, url) as proxy, asyncio.timeout(PATIENCE):
+        address = f"{proxy.url}/v1/messages/batches/b_1/results"
+        async with proxy.session.get(address, headers={"x-api-key": KEY}) as reply:
+            assert await reply.content.readany() == b"one\n"
+            reached.set()
+            with pytest.raises(aiohttp.ClientError):
+                await reply.read()
+
+
+async def test_a_redirect_from_another_address_is_not_handed_on(proxy, anthropic):
+    anthropic.will(plain(status=307, location="https://elsewhere.example/v1/files"))
+    reply = await proxy.send("GET", "/v1/files", headers={"x-api-key": KEY}, allow_redirects=False)
+    assert (reply.status, reply.json["error"]["type"]) == (502, "api_error")
+    assert "elsewhere" not in reply.raw.decode() + str(reply.headers)
+
+
+@pytest.fixture
+async def signed_in(tmp_path, anthropic, oauth):
+    """The program with a login that the upstream refuses, though it should be valid."""
+    async with running(tmp_path, anthropic.url, oauth_token_url=oauth.url) as proxy:
+        tokens = login(oauth, time.time)
+        await proxy.parts.accounts.add_oauth(tokens)
+        oauth.kill(tokens.access_token)
+
+        def answer(seen):
+            known = seen.headers["Authorization"].removeprefix("Bearer ") in oauth.access
+            return plain() if known else error(401, "authentication_error", "OAuth token has expired.")
+
+        anthropic.answer = answer
+        yield proxy
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/files"])
+async def test_a_refused_sign_in_is_renewed_for_every_address(signed_in, oauth, path):
+    reply = await (signed_in.ask(headers={}) if path == "/v1/messages" else signed_in.send("GET", path))
+    assert (reply.status, oauth.refreshes) == (200, 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/files"])
+async def test_a_refused_sign_in_that_cannot_be_renewed_just_now_is_a_503_for_later(signed_in, oauth, path):
+    oauth.always = (503, "", {})
+    for _ in range(2):
+        reply = await (signed_in.ask(headers={}) if path == "/v1/messages" else signed_in.send("GET", path))
+        assert reply.status == 503
+        assert "It is kept; try again in" in reply.message
+        assert int(reply.headers["retry-after"]) >= 1
+    assert signed_in.parts.accounts.all()[0].state == "ready"
+
+
+async def test_an_address_that_takes_no_sign_in_ends_none(signed_in, anthropic, oauth):
+    words = "OAuth authentication is currently not supported."
+    anthropic.answer = lambda seen: error(401, "authentication_error", words)
+    for _ in range(3):
+        assert (await signed_in.send("GET", "/v1/files")).status == 401
+    assert (signed_in.parts.accounts.all()[0].state, oauth.refreshes) == ("ready", 0)
 
 
 @pytest.mark.parametrize("path", ["/v1/oauth/token", "/v1/organizations/me", "/v1/me", "/v1/account/settings"])

@@ -12,7 +12,7 @@ import pytest
 
 from server.errors import ProxyError
 from server.files import Damaged
-from server.oauth import Tokens
+from server.oauth import Tokens, Unavailable
 from server.shared_json import SharedJson
 from server.tokens import (
     AHEAD,
@@ -361,7 +361,8 @@ async def test_many_stale_requests_after_the_final_word_ask_nobody(pool, oauth):
 async def test_a_refused_token_that_cannot_be_renewed_just_now_is_not_sent_again(pool, oauth, clock):
     credential = await pool.credential()
     oauth.always = (503, "", {})
-    assert await pool.after_401(credential) is None
+    with pytest.raises(Unavailable):
+        await pool.after_401(credential)
     with pytest.raises(ProxyError) as raised:
         await pool.credential()
     assert raised.value.status == 503
