@@ -1,12 +1,26 @@
-"""Makes the README's pictures of SillyTavern anew, from the real program: .venv/bin/python -m tests.make_pictures"""
+"""Makes the README's pictures anew, from the real program: .venv/bin/python -m tests.make_pictures [dashboard]
+
+With `dashboard` that picture alone, which needs no SillyTavern.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import tempfile
+import time
 from pathlib import Path
 
+from PIL import Image
+
+from server.pages import books as book_pages
+from server.usage import Receipt
+from tests.browsing import browsing
+from tests.fakes import fake_anthropic, reply_events, stream
+from tests.running import running
 from tests.sillytavern import tavern as st
 from tests.sillytavern.tavern import Tavern
+from tests.test_dashboard_browser import Tavern as Dashboard
 from tests.test_sillytavern import TOP, proxy
 
 PICTURES = TOP / "docs" / "pictures"
@@ -66,18 +80,82 @@ def picture(player: Tavern, name: str, until: str) -> Path:
     return path
 
 
+# An evening: minutes ago, model, persona, tokens read, written and plain, and of the reply.
+EVENING = [
+    (3, "claude-sonnet-5-5", "edda", 21_870, 610, 240, 402),
+    (6, "claude-sonnet-5-5", "edda", 21_340, 530, 251, 388),
+    (9, "claude-sonnet-5-5", "edda", 20_790, 550, 236, 441),
+    (13, "claude-sonnet-5-5", "edda", 20_310, 480, 244, 356),
+    (16, "claude-sonnet-5-5", "edda", 0, 20_310, 239, 415),
+    (52, "claude-opus-5-5", "", 34_120, 890, 310, 620),
+    (58, "claude-opus-5-5", "", 33_280, 840, 302, 574),
+    (65, "claude-opus-5-5", "", 32_500, 780, 297, 602),
+]
+
+
+USUAL_PORT = """
+port => document.querySelectorAll('code').forEach(code => {
+    code.textContent = code.textContent.replace(`:${port}/`, ':42069/');
+})
+"""
+
+
+async def dashboard() -> Path:
+    """The start page, while a reply is being written."""
+    path = PICTURES / "dashboard.png"
+    with tempfile.TemporaryDirectory() as folder:
+        async with fake_anthropic() as upstream, running(Path(folder), upstream.url) as tavern:
+            await tavern.parts.accounts.add_api_key("sk-ant-api03-not-a-real-key", "My Console key")
+            books = tavern.parts.app[book_pages.BOOKS]
+            for minutes, model, persona, read, written, plain, output in reversed(EVENING):
+                usage = {
+                    "input_tokens": plain,
+                    "cache_creation_input_tokens": written,
+                    "cache_read_input_tokens": read,
+                    "output_tokens": output,
+                }
+                told = {"model": model, "persona": persona, "account": "My Console key", "usage": usage}
+                books.add(Receipt(at=time.time() - 60 * minutes, status=200, ended="whole", **told))
+            gate = asyncio.Event()
+            first, *rest = reply_events(*["word "] * 90, model="claude-sonnet-5-5")
+            upstream.will(stream(first, *rest[:80], gate=gate, last=b"".join(rest[80:])))
+            body = {"model": "claude-sonnet-5-5", "stream": True}
+            writing = asyncio.create_task(tavern.ask("/v1/edda/messages", headers={}, **body))
+            shape = {"viewport": {"width": 1280, "height": 700}, "device_scale_factor": 1.5}
+            async with browsing(Dashboard(tavern, upstream), **shape) as person:
+                page = await person.open("/")
+                await page.get_by_text("81 events so far").wait_for()
+                await page.evaluate(USUAL_PORT, tavern.port)
+                await page.screenshot(path=path)
+            gate.set()
+            await writing
+    smaller(path)
+    return path
+
+
+def smaller(path: Path) -> None:
+    """The same picture in 128 colours."""
+    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
+    made = [asyncio.run(dashboard())]
+    if sys.argv[1:] != ["dashboard"]:
+        made += of_sillytavern()
+    for path in made:
+        size = path.stat().st_size
+        print(f"{path.relative_to(TOP)}: {size:,} bytes{' (too large)' if size > LARGEST else ''}")
+
+
+def of_sillytavern() -> list[Path]:
     with (
         tempfile.TemporaryDirectory() as folder,
         proxy(Path(folder) / "proxy", PROXY_PRACTICE="true") as practice,
         st.chromium() as browser,
         st.tavern(Path(folder) / "sillytavern", browser) as player,
     ):
-        made = [chat(player, practice.url), panel(player)]
-    for path in made:
-        size = path.stat().st_size
-        print(f"{path.relative_to(TOP)}: {size:,} bytes{' (too large)' if size > LARGEST else ''}")
+        return [chat(player, practice.url), panel(player)]
 
 
 if __name__ == "__main__":
