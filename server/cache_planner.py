@@ -11,7 +11,7 @@ from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope
 from server.helps import NO_HELPS, Helps
 from server.logs import frames
 from server.models import Model
-from server.prefix import THOUGHTS, Prompt, blocks, read_prompt
+from server.prefix import THOUGHTS, UNREAD, Prompt, blocks, read_prompt, text_size
 from server.request import ChatRequest
 from server.rewrite import late_lore, steady_window
 from server.rewrite.cache_marks import marks_in, with_marks, without_marks
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 WAITING = 900.0  # seconds after which a request that never began is forgotten
 DOUBTS = 2  # misses in a row of marks on entries of the other lifetime, until lifetimes are believed to be separate
+LEAST_BYTES = 2  # of text in a token; hardly any language has less
 CLOSE = 0.03  # how far a count of tokens may be off ours and still mean the same block
 
 
@@ -103,8 +104,17 @@ def draft(
     ttl_allowed: bool = True,
     helps: Helps = NO_HELPS,
 ) -> tuple[ChatRequest, Plan]:
-    """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run."""
+    """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run.
+
+    A prompt far too short to be cached is not even read.
+    """
     removed = marks_in(request.body) if request.is_marked else 0
+    terms = memory.terms(scope, model, ttl_allowed, now)
+    if not (removed or request.counting or helps.cache_late_lore or helps.cache_steady_window):
+        short = terms.minimum * LEAST_BYTES
+        if request.size < 2 * short and (size := text_size(request.body)) < short:
+            few = Forecast(plain=round(size * terms.tokens_per_byte))
+            return request, Plan(scope, model, UNREAD, terms, now, forecast=few, off="short")
     bare = replace(request, body=without_marks(request.body)) if removed else request
 
     def read(helped: ChatRequest) -> tuple[Prompt, dict[int, Kept], dict[int, Held]]:
@@ -117,7 +127,6 @@ def draft(
     if not live and learned.head:
         helped, learned = help_out(bare, model, memory, helps, cold=True)
         prompt, known, live = read(helped)
-    terms = memory.terms(scope, model, ttl_allowed, now)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
     marks = {} if off else plan_marks(prompt, live, map(Request.seen, related), terms)

@@ -74,7 +74,7 @@ OFF = CacheStory()
 def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, Any] | None = None) -> CacheStory:
     """The story of a request whose response began with this `usage`."""
     counts = Counts.of(usage)
-    if plan is None or plan.off:
+    if plan is None or plan.off in ("refused", "counting"):
         refused = plan is not None and plan.off == "refused"
         why = "this upstream takes no cache marks" if refused else None
         return CacheStory("hit" if counts.read else "off", counts.read, counts.written, why)
@@ -82,6 +82,8 @@ def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, 
     if counts.prompt < plan.terms.minimum and not counts.read:
         least = f"{counts.prompt:,} of {plan.terms.minimum:,} tokens"
         return CacheStory("off", missed_because=f"too short to be cached on this model: {least}", forecast=forecast)
+    if plan.off:
+        return CacheStory("hit" if counts.read else "off", counts.read, counts.written, forecast=forecast)
     if not plan.related:
         why = None if counts.read else "first request of this chat"
         outcome = "hit" if counts.read else "miss"

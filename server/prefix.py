@@ -110,6 +110,9 @@ class Prompt:
         return self.likeness(other) >= share
 
 
+UNREAD = Prompt(b"", "", {}, (), (), (), (), (), (), {}, False)  # stands for a prompt that nobody needs to know
+
+
 class Digests:
     """The digest and the weight of blocks, read once: a chat comes back with every turn, and grows at its end.
 
@@ -240,6 +243,11 @@ def content_of(block: Mapping[str, Any]) -> tuple[bytes, int]:
         return raw, len(raw)
     raw = orjson.dumps(block)
     return raw, IMAGE_BYTES if block.get("type") == "image" else len(raw)
+
+
+def text_size(body: Mapping[str, Any]) -> int:
+    """What a prompt counts like in bytes of text."""
+    return sum(content_of(block)[1] for _, _, block in blocks(body))
 
 
 def can_carry_mark(part: str, role: str, kind: str, block: Mapping[str, Any]) -> bool:

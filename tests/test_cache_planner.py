@@ -11,6 +11,7 @@ from server.cache_planner import CachePlanner, draft
 from server.helps import Helps
 from server.practice import accounting
 from server.practice.rules import refusal
+from server.prefix import read_prompt
 from server.request import ChatRequest
 from server.rewrite.cache_marks import without_marks
 
@@ -146,8 +147,7 @@ def test_our_prefixes_are_the_same_where_the_accounting_says_so(one, other):
     ours, theirs = [], []
     for body in ({**one, "model": model.id}, {**other, "model": model.id}, grown({**one, "model": model.id})):
         clean = without_marks(body)
-        _, plan = draft(ChatRequest(clean), model, SCOPE, memory, 0.0)
-        ours.append({plan.prompt.entry(i) for i in range(len(plan.prompt))})
+        ours.append(set(read_prompt(clean, model, "scope", memory.digests).entries()))
         theirs.append(set(accounting.read_prompt(as_lists_without_blanks(clean), model).chain))
     for i in range(3):
         for j in range(i):
@@ -305,6 +305,18 @@ def test_short_chats_cost_nothing_extra():
         assert told.outcome == "off"
         assert "too short to be cached on this model" in told.missed_because
     assert bench.share == 1.0
+
+
+def test_a_prompt_far_too_short_to_be_cached_is_not_read_and_leaves_nothing_behind():
+    bench, short = Bench(), {**story(1, words=20), "model": "claude-opus-4-6", "system": "Be brief."}
+    assert bench.ask(short, 0.0).outcome == "off"
+    assert bench.plan_.off == "short"
+    assert bench.plan_.forecast.plain > 20
+    assert bench.sent.body == short
+    assert bench.memory.related(read_prompt(short, bench.plan_.model, "scope", bench.memory.digests)) == ()
+    with_mark = {**short, "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]}
+    bench.ask(with_mark, 60.0)
+    assert bench.sent.body == bare(with_mark)
 
 
 def test_a_prompt_that_changes_at_the_start_each_time_is_soon_written_no_more():
