@@ -168,6 +168,13 @@ class Doors:
     def who_asks(self, headers: Mapping[str, str]) -> Client:
         return self._keys.authenticate(headers, required=self.key_needed)
 
+    def turned_away(self, error: ProxyError) -> str:
+        """Note a chat that came no further than the gate. The id of its receipt."""
+        receipt = Receipt(at=self._clock(), status=error.status, ended="error")
+        self._receipts.add_stranger(receipt)
+        log.info("%s", receipt.line())
+        return receipt.id
+
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
         receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona.lower())
         hold: Hold | None = None
@@ -413,6 +420,8 @@ async def read_body(request: web.Request) -> bytes:
         return bytes(body)
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
+    except web.RequestPayloadError:
+        raise ProxyError(400, guard.DAMAGED) from None
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:

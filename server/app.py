@@ -154,7 +154,7 @@ def build(
 
     app = web.Application(client_max_size=MAX_BODY)
     rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
-    guard.attach(app, rules, owner, page.refusal_page)
+    guard.attach(app, rules, owner, page.refusal_page, doors.turned_away)
     app[page.CONFIG] = config
     app[page.ACCOUNTS] = accounts
     app[page.SIGNIN] = SignIn(data_dir, oauth, clock=clock)

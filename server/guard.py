@@ -26,11 +26,13 @@ log = logging.getLogger(__name__)
 
 Headers = CIMultiDictProxy[str]
 RefusalPage = Callable[[web.Request, ProxyError], web.Response]
+TurnedAway = Callable[[ProxyError], str]  # notes a chat that came no further than the gate; the id of its receipt
 
 REQUEST_ID = web.RequestKey("request_id", str)
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 SINGLE = ("x-api-key", hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE)
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+DAMAGED = "The body of the request is damaged: it could not be unpacked. Try again."
 PACKED = "The body of the request is packed in a way the proxy cannot read. Send it unpacked."
 CLOSE = {"Connection": "close"}
 MAX_HEADERS = 64 * 1024  # bytes
@@ -270,10 +272,11 @@ def translated(error: web.HTTPException) -> ProxyError:
 class Guard:
     """The outermost middleware, and its answer to `Expect: 100-continue`, which aiohttp gives before any middleware."""
 
-    def __init__(self, rules: Rules, owner: Owner, refusal_page: RefusalPage) -> None:
+    def __init__(self, rules: Rules, owner: Owner, refusal_page: RefusalPage, turned_away: TurnedAway) -> None:
         self.rules = rules
         self._owner = owner
         self._refusal_page = refusal_page
+        self._turned_away = turned_away
         self._doors: dict[str, Door] = {}
 
     def door(self, request: web.Request) -> Door:
@@ -324,8 +327,7 @@ class Guard:
                 raise
             return self._answer(request, door, translated(error))
         except web.RequestPayloadError:
-            broken = ProxyError(400, "The body of the request is damaged: it could not be unpacked. Try again.")
-            return self._answer(request, door, broken)
+            return self._answer(request, door, ProxyError(400, DAMAGED))
         except ConnectionError:
             raise  # the client has left
         except Exception as error:
@@ -334,6 +336,18 @@ class Guard:
             ours = ProxyError(500, f"Something went wrong inside the proxy; its log says more under {request_id}.")
             return self._answer(request, door, ours)
 
+    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+        """Answer `Expect` after the checks, so that a refusal comes before the body."""
+        door = self.door(request)
+        error = self.refusal(request, door)
+        if error is None and request.headers[hdrs.EXPECT].lower() != "100-continue":
+            error = translated(web.HTTPExpectationFailed())
+        if error is not None:
+            return self._answer(request, door, error)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp's own handler does: the answer has not begun
+        return None
+
     def _answer(self, request: web.Request, door: Door, error: ProxyError) -> web.Response:
         if request.writer.output_size > 0:
             raise ConnectionError("the reply had begun")  # closing the connection is all that is left
@@ -341,7 +355,11 @@ class Guard:
         for_eyes = door is Door.PAGE or (resource is not None and resource.canonical in SELF_KEPT_PAGES)
         if for_eyes and "text/html" in request.headers.get(hdrs.ACCEPT, ""):
             return self._refusal_page(request, error)
-        return error_response(error, error.headers.get("request-id") or request.get(REQUEST_ID) or new_request_id())
+        request_id = request.get(REQUEST_ID)
+        if door is Door.FRONT and request.method == "POST" and is_chat(request.path):
+            request_id = request_id or self._turned_away(error)
+            error.headers["x-receipt"] = request_id
+        return error_response(error, error.headers.get("request-id") or request_id or new_request_id())
 
     def _preflight(self, request: web.Request) -> web.Response:
         refusal = wrong_host(self.rules, request.headers, request.raw_path)
@@ -361,25 +379,19 @@ class Guard:
 GUARD = web.AppKey("guard", Guard)
 
 
-def attach(app: web.Application, rules: Rules, owner: Owner, refusal_page: RefusalPage) -> None:
+def attach(
+    app: web.Application, rules: Rules, owner: Owner, refusal_page: RefusalPage, turned_away: TurnedAway
+) -> None:
     """Put the guard before everything else in `app`."""
-    guard = app[GUARD] = Guard(rules, owner, refusal_page)
+    guard = app[GUARD] = Guard(rules, owner, refusal_page, turned_away)
     app.middlewares.insert(0, guard.middleware)
     if rules.origins:
         app.on_response_prepare.append(guard.allow_origin)
 
 
 async def expect(request: web.Request) -> web.StreamResponse | None:
-    """Answer `Expect` after the checks, so that a refusal comes before the body. For a route's `expect_handler`."""
-    guard = request.app[GUARD]
-    error = guard.refusal(request, guard.door(request))
-    if error is None and request.headers[hdrs.EXPECT].lower() != "100-continue":
-        error = translated(web.HTTPExpectationFailed())
-    if error is not None:
-        return error_response(error, new_request_id())
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # as aiohttp's own handler does: the answer has not begun
-    return None
+    """The guard's answer to `Expect`, for a route's `expect_handler`."""
+    return await request.app[GUARD].expect(request)
 
 
 def new_request_id() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from pathlib import Path
 
 from server.browser import other_proxy
@@ -44,7 +45,9 @@ def bound(host: str, port: int) -> socket.socket:
             f"host={host} is no address of this computer. Leave host blank for this computer only."
         ) from None
     try:
-        if os.name == "posix":
+        if sys.platform == "win32":  # there another program could else take the port over
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

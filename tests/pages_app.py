@@ -170,7 +170,7 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     )
     tavern.owner = Owner.at(data_dir, port)
     app = web.Application()
-    guard.attach(app, guard.Rules.of(port), tavern.owner, page.refusal_page)
+    guard.attach(app, guard.Rules.of(port), tavern.owner, page.refusal_page, lambda error: "req_turned_away")
     app[page.CONFIG] = config
     app[page.PORT] = port
     app[page.OWNER] = tavern.owner

@@ -415,7 +415,7 @@ async def running(**options):
 
     app = web.Application(client_max_size=1000)
     rules = Rules.of(world.port, "", (), options.get("allowed_origins", ()))
-    guard.attach(app, rules, Owner(ADMIN, world.port), refusal_page)
+    guard.attach(app, rules, Owner(ADMIN, world.port), refusal_page, lambda error: "req_turned_away")
     app.add_routes(
         [
             web.post("/v1/messages", reached, expect_handler=guard.expect),

@@ -633,6 +633,28 @@ async def test_our_own_errors_carry_the_receipts_id(proxy):
     assert (await proxy.receipts())[0]["id"] == reply.json["request_id"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "path", "status"),
+    [
+        ({"Content-Type": "text/plain"}, "/v1/messages", 415),
+        ({"Host": "rebound.example"}, "/v1/messages/count_tokens", 403),
+        ({"Origin": "https://elsewhere.example"}, "/v1/ansel/messages", 403),
+        ({"Expect": "the unexpected"}, "/v1/messages", 417),
+        ({"Content-Encoding": "gzip"}, "/v1/messages", 400),
+    ],
+)
+async def test_a_chat_that_is_turned_away_at_the_gate_has_a_receipt_too(proxy, anthropic, headers, path, status):
+    headers = {"Content-Type": "application/json", **headers}
+    session = aiohttp.ClientSession(auto_decompress=False)
+    async with session, session.post(proxy.url + path, data=json.dumps(ASK).encode(), headers=headers) as reply:
+        told = await reply.json()
+    assert reply.status == status
+    (receipt,) = await proxy.receipts()
+    assert (receipt["id"], receipt["status"]) == (reply.headers["x-receipt"], status)
+    assert told["request_id"] == reply.headers["request-id"] == receipt["id"]
+    assert anthropic.seen == []
+
+
 async def test_an_upstream_that_is_away_is_a_502_in_our_shape(tmp_path):
     async with running(tmp_path, "http://127.0.0.1:9") as proxy:
         reply = await proxy.ask()
