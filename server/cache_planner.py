@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive
+from server.content import as_blocks, plural
 from server.helps import NO_HELPS, Helps
 from server.logs import frames
 from server.models import Model
@@ -26,7 +27,6 @@ from server.rewrite.cache_plan import (
     plan_marks,
     tokens_at,
 )
-from server.rewrite.content import as_blocks, plural
 from server.usage import token_counts
 
 log = logging.getLogger(__name__)

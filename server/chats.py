@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from server.rewrite.content import as_blocks
+from server.content import as_blocks
 
 SAME = 0.7  # of the last lines stand in the next request; the rest was edited, or moves about
 TAIL = 100  # lines looked for

@@ -14,10 +14,10 @@ from typing import Any
 
 from server.cache_memory import SAME_CHAT
 from server.cache_planner import CachePlanner, Counts, Plan, mark_of
+from server.content import as_blocks, user_message
 from server.request import ChatRequest
 from server.rewrite.cache_marks import with_marks, without_marks
 from server.rewrite.cache_plan import SECONDS
-from server.rewrite.content import as_blocks, user_message
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from server.files import private_folder
-from server.lesson import MOST_LESSONS, Lesson, lesson
+from server.lesson import Lesson, with_lessons
 from server.models import Model, Models, day, overlay
-
-__all__ = ["MOST_LESSONS", "Lesson", "Lessons", "Live", "lesson"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ class Lessons:
 
     def __init__(self, data_dir: Path, models: Models, *, clock: Callable[[], float] = time.time) -> None:
         self._version, self._clock = models.version, clock
-        self._known: dict[str, dict[str, tuple[Lesson, ...]]] = {}
+        self._known: dict[str, Mapping[str, tuple[Lesson, ...]]] = {}
         self._db: sqlite3.Connection | None = None
         try:
             private_folder(data_dir)
@@ -48,10 +46,8 @@ class Lessons:
         """Remember a lesson, in place of an older one about the same rule."""
         if not learned.lasting:
             return
-        by_model = self._known.setdefault(upstream, {})
-        kept = [one for one in by_model.get(model, ()) if one.rule != learned.rule]
         # A new mapping, so that steps under way keep the one they began with.
-        self._known[upstream] = {**by_model, model: (*kept, learned)}
+        self._known[upstream] = with_lessons(self.of(upstream), model, [learned])
         log.info("%s refused %s; %s, and so from now on.", model, learned.refused, learned.did)
         if self._db is None:
             return
@@ -91,8 +87,7 @@ class Lessons:
         )
         rows = database.execute("SELECT upstream, model, rule, value, refused, did FROM lessons ORDER BY at").fetchall()
         for upstream, model, *lesson_ in rows:
-            by_model = self._known.setdefault(upstream, {})
-            by_model[model] = (*by_model.get(model, ()), Lesson(*lesson_))
+            self._known[upstream] = with_lessons(self.of(upstream), model, [Lesson(*lesson_)])
 
 
 class Live:

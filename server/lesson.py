@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.models import EFFORTS, THINKING_TYPES, Model
+from server.content import as_blocks, image_digest, images_of, is_thought, loop_start, user_message
+from server.models import EFFORTS, SAMPLERS, THINKING_TYPES, Model
 from server.request import Change, ChatRequest
 
-SAMPLERS = ("temperature", "top_p", "top_k")
 MOST_LESSONS = 8  # of one request: whoever refuses more than that is not to be pleased
 
 # Without these there is no request, or no meaning in it: they are mended by their own steps or not at all.
@@ -120,38 +119,17 @@ def pictures(words: str, message: str, sent: ChatRequest) -> Lesson | None:
 
 
 def images_named(message: str, sent: ChatRequest) -> list[str]:
-    place = re.search(r"messages\.(\d+)\.content\.(\d+)((?:\.\w+)*)", message)
-    chosen: Iterable[Any] = images_of(sent.body["messages"])
-    if place:
+    """The digests of the pictures at the place the words name; of all where they name none."""
+    named: Any = None
+    if place := re.search(r"messages\.(\d+)\.content\.(\d+)((?:\.\w+)*)", message):
         try:
-            block = sent.body["messages"][int(place[1])]["content"][int(place[2])]
+            named = sent.body["messages"][int(place[1])]["content"][int(place[2])]
+            if inner := re.search(r"\bcontent\.(\d+)", place[3]):
+                named = named["content"][int(inner[1])]
         except (IndexError, KeyError, TypeError):
-            block = None
-        inner = re.search(r"\bcontent\.(\d+)", place[3])
-        content = block.get("content") if isinstance(block, dict) else None
-        if inner and isinstance(content, list) and int(inner[1]) < len(content):
-            block = content[int(inner[1])]
-        chosen = list(images_of([{"content": [block]}])) or list(chosen)
-    return list(dict.fromkeys(image_digest(image) for image in chosen))
-
-
-def images_of(messages: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
-    """Every image block of the messages, those inside tool results too."""
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        for block in content if isinstance(content, list) else ():
-            if isinstance(block, dict) and block.get("type") == "image":
-                yield block
-            elif isinstance(block, dict) and block.get("type") == "tool_result":
-                yield from images_of([block])
-
-
-def image_digest(image: Mapping[str, Any]) -> str:
-    """A picture's name among the lessons: a hash of its data, or of its address."""
-    source = image.get("source")
-    source = source if isinstance(source, dict) else {}
-    what = source.get("data") or source.get("url") or source.get("file_id") or ""
-    return hashlib.blake2b(str(what).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+            named = None
+    chosen = list(images_of([user_message(named)])) if isinstance(named, dict) else []
+    return list(dict.fromkeys(map(image_digest, chosen or images_of(sent.body["messages"]))))
 
 
 def sent_with_limit(sent: ChatRequest, pixels: int) -> bool:
@@ -281,31 +259,13 @@ def thoughts(words: str, message: str, sent: ChatRequest) -> Lesson | None:
         return None
     if "block_binding" in (sent.body.get("thinking") or {}) and "extra input" in words:
         return None
-    places = [i for i, m in enumerate(sent.body["messages"]) if has_thoughts(m)]
+    messages = sent.body["messages"]
+    places = [i for i, m in enumerate(messages) if any(map(is_thought, as_blocks(m.get("content"))))]
     if not places:
         return None
-    if any(i < loop_start(sent.body["messages"]) for i in places):
+    if places[0] < loop_start(messages):
         return Lesson("thoughts", "", "thinking of earlier turns", "left it out")
     return Lesson("all_thoughts", "", "thinking sent back", "left it out", lasting=False)
-
-
-def has_thoughts(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    return isinstance(content, list) and any(b.get("type") in ("thinking", "redacted_thinking") for b in content)
-
-
-def loop_start(messages: list[dict[str, Any]]) -> int:
-    """Where the open tool loop at the end begins: behind the last message in which a person speaks."""
-    for i in range(len(messages) - 1, -1, -1):
-        if messages[i].get("role") == "user" and not answers_tools(messages[i]):
-            return i + 1
-    return 0
-
-
-def answers_tools(message: Mapping[str, Any]) -> bool:
-    """Whether a user message brings results of tool calls."""
-    content = message.get("content")
-    return isinstance(content, list) and any(block.get("type") == "tool_result" for block in content)
 
 
 def marks(words: str, message: str, sent: ChatRequest) -> Lesson | None:
@@ -429,7 +389,7 @@ ABOUT_SETTINGS = (longest_reply, effort, samplers, thinking_type, forced_tool)
 def with_lessons(
     known: Mapping[str, tuple[Lesson, ...]], model: str, more: Iterable[Lesson]
 ) -> Mapping[str, tuple[Lesson, ...]]:
-    """What is known, and what one request has just been taught about its model."""
+    """What is known, and what a model has taught since, in place of what it taught about the same rules."""
     new = tuple(more)
     rules = {one.rule for one in new}
     old = tuple(one for one in known.get(model, ()) if one.rule not in rules)

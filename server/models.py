@@ -15,6 +15,7 @@ MODELS_FILE = Path(__file__).with_name("models.toml")
 LINES = ("fable", "mythos", "opus", "sonnet", "haiku")
 THINKING_TYPES = ("adaptive", "enabled", "disabled", "between_tools")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
+SAMPLERS = ("temperature", "top_p", "top_k")
 CHOICES = {
     "line": LINES,
     "sampling": ("none", "one", "both"),

@@ -25,7 +25,8 @@ from server.explain import Refusal, is_policy, remedy
 from server.health import rest_after
 from server.helps import NO_HELPS, Helps
 from server.keepalive import KeepAlive, Sleep
-from server.learned import MOST_LESSONS, Lesson, Lessons, Live, lesson
+from server.learned import Lessons, Live
+from server.lesson import MOST_LESSONS, Lesson, lesson, with_lessons
 from server.oauth import Unavailable
 from server.presets import Persona, Personas
 from server.reply import Passing, Reply
@@ -191,10 +192,10 @@ class Relay:
         self, request: ChatRequest, credential: Credential, journey: Journey
     ) -> tuple[ChatRequest, Plan | None]:
         """The request as it goes upstream with this credential, and the plan of its cache marks."""
-        lessons = dict(self._lessons.of(credential.base_url))
+        lessons = self._lessons.of(credential.base_url)
         for upstream, model, learned in journey.lessons:
             if upstream == credential.base_url:
-                lessons[model] = (*lessons.get(model, ()), learned)
+                lessons = with_lessons(lessons, model, [learned])
         context = Context(
             credential.kind,
             self._live.models,

@@ -3,7 +3,8 @@ import sqlite3
 
 import pytest
 
-from server.learned import Lesson, Lessons, Live
+from server.learned import Lessons, Live
+from server.lesson import Lesson
 from server.models import Models
 from server.rewrite import Context, rewrite
 from tests.steps import NOW, asked

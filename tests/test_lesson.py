@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.lesson import Lesson, field_pattern, image_digest, lesson, loop_start, taught, with_lessons
+from server.content import image_digest, loop_start
+from server.lesson import Lesson, field_pattern, lesson, taught, with_lessons
 from server.models import Models
 from server.request import ChatRequest
 from tests.fakes import ASK

@@ -5,7 +5,8 @@ import warnings
 import pytest
 from PIL import Image
 
-from server.lesson import Lesson, image_digest
+from server.content import image_digest
+from server.lesson import Lesson
 from server.rewrite.images import fit_images, jpeg_size, kind_of, size_of
 from tests.shapes import image, noise, picture
 from tests.steps import asked, details, knowing, text, user

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from server.content import Block, marked, text_block
 from server.prefix import Place
-from server.rewrite.content import Block, marked, text_block
 
 
 def marks_in(body: Mapping[str, Any]) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
+from server.content import Block, Message, with_blocks, with_messages
 from server.models import Model
 from server.request import ChatRequest
-from server.rewrite.content import Block, Message, with_blocks, with_messages
 from server.rewrite.context import Context
 
 # The fields of the API (its SDK's types, 2026-11).

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from server.lesson import image_digest, images_of
+from server.content import Block, image_digest, images_of, text_block, with_messages
 from server.request import ChatRequest
-from server.rewrite.content import Block, text_block, with_messages
 from server.rewrite.context import Context
 
 TAKEN = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}

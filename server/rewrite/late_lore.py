@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
+from server.content import Block, Message, as_blocks, text_block
 from server.models import Model
-from server.rewrite.content import Block, Message, as_blocks, text_block
 
 SETTLED = 8  # requests in a row that had a line, until it may stand in front (again)
 SETTLED_AGAIN = 16  # for a line that left once

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from server.content import THOUGHTS, Block, as_blocks, is_blank
 from server.request import ChatRequest
-from server.rewrite.content import THOUGHTS, Block, as_blocks, is_blank
 from server.rewrite.context import Context
 
 MOST = 4

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.lesson import answers_tools
+from server.content import answers_tools, as_blocks, asks_to_think, text_block
 from server.request import ChatRequest
-from server.rewrite.content import as_blocks, asks_to_think, text_block
 from server.rewrite.context import Context
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from server.content import THOUGHTS, Message, as_blocks, asks_to_think, is_blank, said, text_block, user_message
 from server.request import ChatRequest
-from server.rewrite.content import THOUGHTS, Message, as_blocks, asks_to_think, is_blank, said, text_block, user_message
 from server.rewrite.context import Context
 
 LONGEST_OPENING = 300  # characters; a reply that ran into the usual length limits of 300 tokens and more is longer

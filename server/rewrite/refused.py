@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.content import Block, text_block, with_messages
 from server.request import ChatRequest
-from server.rewrite.content import Block, text_block, with_messages
 from server.rewrite.context import Context
 
 

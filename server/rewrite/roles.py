@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from server.content import NOTHING_SAID, Block, Message, as_blocks, is_blank, text_block, user_message
 from server.request import ChatRequest
-from server.rewrite.content import NOTHING_SAID, Block, Message, as_blocks, is_blank, text_block, user_message
 from server.rewrite.context import Context
 
 START = "[Start of the chat]"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.lesson import SAMPLERS
+from server.content import asks_to_think
+from server.models import SAMPLERS
 from server.request import ChatRequest
-from server.rewrite.content import asks_to_think
 from server.rewrite.context import Context
 
 VERSION_WITHOUT_SAMPLERS = "2026-10-21"  # refuses all three on every model, even at their defaults

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from server.rewrite.content import Message, as_blocks
+from server.content import Message, as_blocks
 
 CUT = 0.3  # of the prompt's bytes, at once
 ALIKE = 3  # blocks in a row that must agree

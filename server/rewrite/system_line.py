@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from server.content import Block, as_blocks, text_block
 from server.request import ChatRequest
-from server.rewrite.content import Block, as_blocks, text_block
 from server.rewrite.context import Context
 
 

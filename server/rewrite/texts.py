@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.request import ChatRequest
-from server.rewrite.content import (
+from server.content import (
     NOTHING_SAID,
     Block,
     as_blocks,
@@ -16,6 +15,7 @@ from server.rewrite.content import (
     with_blocks,
     with_messages,
 )
+from server.request import ChatRequest
 from server.rewrite.context import Context
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from server.lesson import answers_tools, loop_start
+from server.content import THINKING_OFF, THOUGHTS, Message, answers_tools, as_blocks, by_budget, loop_start
 from server.models import EFFORTS, THINKING_TYPES, Model
 from server.request import ChatRequest
-from server.rewrite.content import THINKING_OFF, THOUGHTS, Message, as_blocks, by_budget
 from server.rewrite.context import Context
 
 # How many tokens of thinking an effort stands for, where the one has to be said as the other.

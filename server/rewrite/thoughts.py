@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from server.lesson import loop_start
+from server.content import (
+    NOTHING_SAID,
+    THOUGHTS,
+    Block,
+    Message,
+    as_blocks,
+    is_thought,
+    loop_start,
+    plural,
+    text_block,
+    user_message,
+)
 from server.request import ChatRequest
-from server.rewrite.content import NOTHING_SAID, THOUGHTS, Block, Message, as_blocks, plural, text_block, user_message
 from server.rewrite.context import Context
 
 # Steps after which a chat is no longer what the model's earlier thinking was signed with.
@@ -41,10 +51,6 @@ def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
         return request
     detail = f"Took {plural(count, 'block')} of earlier thinking out of the chat: {model.display_name} would refuse it."
     return request.but("fit_thoughts", detail, messages=new or [user_message(text_block(NOTHING_SAID))])
-
-
-def is_thought(block: Block) -> bool:
-    return block.get("type") in THOUGHTS
 
 
 def is_whole(block: Block, message: Message) -> bool:

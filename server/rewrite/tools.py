@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.models import Model
-from server.request import ChatRequest
-from server.rewrite.content import (
+from server.content import (
     NOTHING_SAID,
     Block,
     Message,
@@ -21,6 +19,8 @@ from server.rewrite.content import (
     text_block,
     user_message,
 )
+from server.models import Model
+from server.request import ChatRequest
 from server.rewrite.context import Context
 
 NO_RESULT = "No result was kept."

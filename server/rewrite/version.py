@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from server.content import Block, with_messages
 from server.request import ChatRequest
-from server.rewrite.content import Block, with_messages
 from server.rewrite.context import Context
 
 CLASSIC, NEWEST = "2023-06-01", "2026-10-21"

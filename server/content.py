@@ -1,8 +1,9 @@
-"""Content as blocks: the one shape the steps work on."""
+"""Content as blocks: the one shape everything works on, and what stands in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from server.models import Model
@@ -47,6 +48,38 @@ def inner_blocks(block: Block) -> list[Block]:
     """The blocks inside a tool result."""
     content = block.get("content") if block.get("type") == "tool_result" else None
     return [inner for inner in content if isinstance(inner, dict)] if isinstance(content, list) else []
+
+
+def is_thought(block: Mapping[str, Any]) -> bool:
+    return block.get("type") in THOUGHTS
+
+
+def answers_tools(message: Mapping[str, Any]) -> bool:
+    """Whether a user message brings results of tool calls."""
+    return any(block.get("type") == "tool_result" for block in as_blocks(message.get("content")))
+
+
+def loop_start(messages: list[Message]) -> int:
+    """Where the open tool loop at the end begins: behind the last message in which a person speaks."""
+    for i in range(len(messages) - 1, -1, -1):
+        if messages[i].get("role") == "user" and not answers_tools(messages[i]):
+            return i + 1
+    return 0
+
+
+def images_of(messages: Iterable[Message]) -> Iterator[Block]:
+    """Every image block of the messages, those inside tool results too."""
+    for message in messages:
+        for block in as_blocks(message.get("content")):
+            yield from (one for one in (block, *inner_blocks(block)) if one.get("type") == "image")
+
+
+def image_digest(image: Mapping[str, Any]) -> str:
+    """A picture's name among what models refused: a hash of its data, or of its address."""
+    source = image.get("source")
+    source = source if isinstance(source, dict) else {}
+    what = source.get("data") or source.get("url") or source.get("file_id") or ""
+    return hashlib.blake2b(str(what).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def asks_to_think(body: Mapping[str, Any]) -> bool:
