@@ -21,6 +21,7 @@ from server.errors import ProxyError
 from server.files import set_aside_database, write_private
 from server.helps import NO_HELPS, Helps
 from server.models import Models
+from server.secret import presented
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +72,6 @@ def own_name(model: str, models: Models) -> str:
     """A model's own id; as it is where the table does not know it."""
     found = models.find(model)
     return found.id if found else model
-
-
-def presented(headers: Mapping[str, str]) -> list[str]:
-    """The secrets a request brings, as sent: x-api-key first, then Authorization: Bearer."""
-    found = [headers.get("x-api-key", "").strip()]
-    scheme, _, bearer = headers.get("Authorization", "").strip().partition(" ")
-    if scheme.lower() == "bearer":
-        found.append(bearer.strip())
-    return [secret for secret in found if secret]
 
 
 def digest(key: str) -> bytes:
@@ -261,11 +253,14 @@ class ClientKeys:
         except sqlite3.Error as error:
             log.warning("The last use of a client key cannot be noted: %s", error)
 
+    def holder(self, headers: Mapping[str, str]) -> Client | None:
+        """Whose key a request brings."""
+        return next(filter(None, map(self.find, presented(headers))), None)
+
     def authenticate(self, headers: Mapping[str, str], *, required: bool) -> Client:
         """Who asks. Raises ProxyError 401 when a key is required and none of ours is presented."""
-        for secret in presented(headers):
-            if client := self.find(secret):
-                return client
+        if client := self.holder(headers):
+            return client
         if not required:
             return OWNER
         raise ProxyError(

@@ -14,6 +14,7 @@ from typing import Literal
 
 from server.errors import ProxyError
 from server.files import Damaged, mend_rights, read_private, set_aside, why, write_private
+from server.secret import bearer, same
 
 SESSION_SECONDS = 30 * 86400
 MIN_TOKEN = 32  # characters of an admin token: fewer could be guessed, so such a file is not trusted
@@ -24,11 +25,6 @@ ASK_THE_OWNER = (
     "This is for the owner of this proxy only. Open it with “./run.sh open” (Windows: “run.bat open”), "
     "or send the admin token as “Authorization: Bearer …”."
 )
-
-
-def same(given: str, ours: str) -> bool:
-    """Compared in constant time, as bytes: compare_digest refuses text that is not ASCII."""
-    return hmac.compare_digest(given.encode(errors="surrogatepass"), ours.encode())
 
 
 def digest(token: str) -> str:
@@ -60,12 +56,6 @@ def cookies_named(name: str, header: str) -> Iterator[str]:
         found, _, value = pair.strip().partition("=")
         if found == name:
             yield value
-
-
-def bearer(authorization: str) -> str:
-    """The token of an `Authorization: Bearer …` header, or ""."""
-    scheme, _, token = authorization.strip().partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import json
 import logging
 import secrets
@@ -18,7 +17,8 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 from server.config import is_loopback
 from server.errors import ProxyError
 from server.files import Damaged, read_json_file, write_private
-from server.oauth import InvalidGrant, OAuthSettings, Tokens, Unavailable, post, read_answer
+from server.oauth import InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token, post, read_answer
+from server.secret import same
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +112,6 @@ def split_code(pasted: str) -> tuple[str, str]:
     return code, state
 
 
-def is_code(text: str) -> bool:
-    return 0 < len(text) <= 4096 and all("!" <= c <= "~" for c in text)
-
-
-def same(one: str, other: str) -> bool:
-    """Compared in a time that says nothing; on bytes, for `str` must be ASCII there."""
-    return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
-
-
 def find(pending: Iterable[Pending], state: str) -> Pending | None:
     found = None
     for attempt in pending:
@@ -186,7 +177,7 @@ class SignIn:
         sent at all (no connection) may it be tried again. Raises SignInFailed.
         """
         attempt = check(find(self._known(), state), browser, self._clock())
-        if not is_code(code):
+        if not is_token(code):
             raise SignInFailed("wrong_code", "This is not a whole code. Copy everything the page shows, # included.")
         self._keep(replace(attempt, used=True))
         fields = exchange_fields(self._settings, code, attempt)

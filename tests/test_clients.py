@@ -83,7 +83,7 @@ def test_where_none_is_required_anybody_here_is_the_owner_and_a_key_still_counts
     _, key = keys.make("tablet")
     assert keys.authenticate({}, required=False) == OWNER
     assert not keys.authenticate({"x-api-key": key}, required=False).own
-    assert keys.authenticate({"Authorization": f"Bearer {key}"}, required=True).name == "tablet"
+    assert keys.authenticate({"authorization": f"Bearer {key}"}, required=True).name == "tablet"
     with pytest.raises(ProxyError) as caught:
         keys.authenticate({"x-api-key": "anything"}, required=True)
     assert caught.value.status == 401

@@ -13,9 +13,7 @@ from server.owner import (
     SESSION_SECONDS,
     Owner,
     Tries,
-    bearer,
     cookies_named,
-    same,
     session_is_good,
     session_value,
 )
@@ -92,21 +90,6 @@ def test_a_cookie_planted_beside_ours_does_not_hide_it(owner):
 
 def test_cookies_are_read_as_browsers_send_them():
     assert list(cookies_named("a", "a=1;b=2; a=x=y;  a ; aa=3")) == ["1", "x=y", ""]
-
-
-@pytest.mark.parametrize(
-    ("header", "token"),
-    [("Bearer abc", "abc"), ("bearer  abc ", "abc"), ("Basic abc", ""), ("abc", ""), ("", ""), ("Bearer", "")],
-)
-def test_the_token_is_read_from_a_bearer_header(header, token):
-    assert bearer(header) == token
-
-
-def test_tokens_are_compared_as_bytes_whatever_they_hold():
-    assert same("abc", "abc")
-    assert not same("ä", "abc")
-    assert not same("\udce4", "abc")
-    assert not same("", "abc")
 
 
 def test_the_admin_token_and_the_session_open_the_door(owner):

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from server.budget import Budgets, Limits
-from server.clients import Client, ClientKeys, presented
+from server.clients import Client, ClientKeys
 from server.days import begins, day_of, next_day, next_month, rfc3339
 from server.errors import ProxyError
 from server.guard import expect
@@ -122,9 +122,8 @@ async def about(app: web.Application, client: Client) -> dict[str, Any]:
 
 def holder(request: web.Request) -> Client:
     """Whose key a request brings. Raises ProxyError 401."""
-    for secret in presented(request.headers):
-        if client := request.app[KEYS].find(secret):
-            return client
+    if client := request.app[KEYS].holder(request.headers):
+        return client
     raise ProxyError(401, "This address is for the holder of a client key: send it as “Authorization: Bearer …”.")
 
 

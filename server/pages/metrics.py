@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 
 from aiohttp import hdrs, web
 
 from server.guard import expect
 from server.metrics import Metrics
-from server.owner import bearer
 from server.pages.page import ACCOUNTS, CONFIG, OWNER, SAFE
+from server.secret import bearer, same
 
 METRICS = web.AppKey("metrics", Metrics)
 BUSY = web.AppKey[Callable[[], int]]("busy")
@@ -24,7 +23,7 @@ async def metrics(request: web.Request) -> web.Response:
     """GET /metrics, for the owner or with the token of the setting metrics_token. Raises ProxyError 401."""
     authorization = request.headers.get(hdrs.AUTHORIZATION, "")
     token, given = request.app[CONFIG].metrics_token, bearer(authorization)
-    if not (token and hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())):
+    if not (token and same(given, token)):
         cookies = "; ".join(request.headers.getall(hdrs.COOKIE, ()))
         if refusal := request.app[OWNER].refusal(cookies, authorization):
             raise refusal

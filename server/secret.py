@@ -1,0 +1,23 @@
+"""Secrets as requests bring them: where they stand in the headers, and how they are compared."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+
+
+def bearer(authorization: str) -> str:
+    """The token of an `Authorization: Bearer …` header, or ""."""
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def presented(headers: Mapping[str, str]) -> list[str]:
+    """The secrets a request brings, as sent: x-api-key first, then the bearer token."""
+    found = headers.get("x-api-key", "").strip(), bearer(headers.get("authorization", ""))
+    return [secret for secret in found if secret]
+
+
+def same(given: str, ours: str) -> bool:
+    """Compared in constant time, as bytes: compare_digest refuses text that is not ASCII."""
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), ours.encode(errors="surrogatepass"))
