@@ -99,6 +99,34 @@ async def looks_right(page, url, folder, name, *, until=None):
             assert await page.evaluate(TOO_PALE) == []
 
 
+# What a screen reader would stumble over: parts without a name, or with one that another has too; headings that jump;
+# references that lead nowhere.
+HARD_TO_HEAR = """() => {
+  const shown = [...document.querySelectorAll("button, a[href], input, select, textarea, summary")]
+    .filter(node => node.checkVisibility());
+  const text = (id) => document.getElementById(id)?.textContent.trim() ?? "";
+  const texts = (ids) => (ids ?? "").split(/\\s+/).map(text).join(" ");
+  const name = (node) => node.getAttribute("aria-label") ?? (texts(node.getAttribute("aria-labelledby")).trim()
+    || [...node.labels ?? []].map(label => label.textContent.trim()).join(" ") || node.textContent.trim());
+  const found = shown.filter(node => !name(node)).map(node => `no name: ${node.outerHTML.slice(0, 120)}`);
+  const heard = shown.filter(node => node.tagName !== "A" && node.tagName !== "SUMMARY" && node.type !== "radio")
+    .map(node => `${name(node)} ${texts(node.getAttribute("aria-describedby"))} ${node.form?.ariaLabel ?? ""}`);
+  found.push(...heard.filter((one, i) => heard.indexOf(one) < i).map(one => `twice: ${one}`));
+  const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map(node => +node.tagName[1]);
+  if (levels.filter(level => level === 1).length !== 1 || levels[0] !== 1) found.push(`headings: ${levels}`);
+  found.push(...levels.filter((level, i) => level > (levels[i - 1] ?? 0) + 1).map(level => `a jump to h${level}`));
+  const ids = [...document.querySelectorAll("[id]")].map(node => node.id);
+  found.push(...ids.filter((id, i) => ids.indexOf(id) < i).map(id => `two of the id ${id}`));
+  for (const attribute of ["aria-labelledby", "aria-describedby", "for"])
+    for (const node of document.querySelectorAll(`[${attribute}]`))
+      for (const id of node.getAttribute(attribute).split(/\\s+/))
+        if (!ids.includes(id)) found.push(`${attribute} leads nowhere: ${id}`);
+  found.push(...[...document.querySelectorAll("th:not([scope]), [role=img]:not([aria-label]), img:not([alt])")]
+    .map(node => node.outerHTML.slice(0, 120)));
+  return found;
+}"""
+
+
 # Every text's contrast with what is behind it, by WCAG 2.2 (1.4.3): those under 4.5, or under 3 when large.
 TOO_PALE = """() => {
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);

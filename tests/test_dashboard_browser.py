@@ -13,7 +13,7 @@ from server.helps import Helps
 from server.pages import books as book_pages
 from server.pages import page as page_room
 from server.usage import Receipt
-from tests.browsing import NEEDED, TOO_PALE, browsing, looks_right, picture_folder, tab_to
+from tests.browsing import HARD_TO_HEAR, NEEDED, TOO_PALE, browsing, looks_right, picture_folder, tab_to
 from tests.fakes import error, fake_anthropic, plain
 from tests.running import running
 
@@ -184,6 +184,35 @@ async def test_the_doctor_says_what_it_finds(tavern, person, pictures):
     await looks_right(page, f"{tavern.url}/doctor", pictures, "doctor", until="#findings li")
 
 
+async def test_a_screen_reader_finds_its_way_on_every_page(tavern, person):
+    accounts = tavern.proxy.parts.accounts
+    for name in ("First", "Second"):
+        account = await accounts.add_api_key(f"sk-ant-api03-an-account-of-the-tests-{name}", name)
+        accounts.rest(account.id, time.time() + 3600, "The limit is reached.")
+        await tavern.proxy.owner("POST", "/api/keys", json={"name": name, "own": True, "limits": LIMITS})
+    await a_month(tavern)
+    await tavern.proxy.ask(messages=STORY, temperature=1.0)
+    for name in ("tamsin", "brindle"):
+        tavern.presets.path(name).write_text('{"system": "You are somebody."}')
+    tavern.config_txt.write_text("cache_planner=false\nlog_level=DEBUG\n")
+    rooms = ["/", "/requests", "/spending", "/chats", "/accounts", "/keys", "/personas", "/settings", "/doctor"]
+    request = (await tavern.proxy.receipts())[0]["id"]
+    found, page = {}, None
+    for path in (
+        *rooms,
+        f"/requests/{request}",
+        "/requests/gone",
+        "/personas/tamsin",
+        "/new-persona",
+        "/auth/login",
+        "/me",
+    ):
+        page = await person.open(path, page)
+        await page.evaluate("document.querySelectorAll('main details').forEach(part => (part.open = true))")
+        found[path] = await page.evaluate(HARD_TO_HEAR) + await page.evaluate(TOO_PALE)
+    assert {path: problems for path, problems in found.items() if problems} == {}
+
+
 async def test_more_opens_by_keyboard_and_closes_with_escape_and_outside(tavern, person):
     page = await person.open("/")
     await tab_to(page, "summary")
@@ -226,7 +255,7 @@ async def a_month(tavern):
             }
             receipt.cache = CacheStory("miss" if new else "hit")
             receipt.chat = f"chat_{day % 4}"
-            books.add(receipt, Chat(receipt.chat, "", now - 28 * 86400 - day % 4, receipt.at, ()))
+            books.add(receipt, Chat(receipt.chat, "", now - 28 * 86400 - 60 * (day % 4), receipt.at, ()))
     await books.usage(0, 1e11, "day")  # everything added before is in this answer
 
 
