@@ -13,9 +13,9 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any, Literal
 
+from server.addresses import url_problem
 from server.ant import AntHome, AntProfile
 from server.claude_code import ON_A_MAC
-from server.config import url_problem
 from server.days import rfc3339
 from server.errors import ProxyError
 from server.health import (

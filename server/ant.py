@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 
 from server import oauth
-from server.config import url_problem
+from server.addresses import url_problem
 from server.files import POSIX, Damaged, may_be_replaced, read_json_file
 from server.oauth import BETA, InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token, part
 from server.shared_json import Document, Edit, SharedJson

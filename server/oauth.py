@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from server import __version__
-from server.config import url_problem
+from server.addresses import url_problem
 
 if TYPE_CHECKING:
     import httpx2

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from server.accounts import Accounts, Credential, renew_later
+from server.addresses import is_loopback
 from server.attempt import MESSAGES, Asked, Attempts, passed_back
 from server.budget import Budgets, OverBudget
 from server.cache_memory import Scope
 from server.cache_planner import CachePlanner, Plan
 from server.cache_why import tell
 from server.clients import Client
-from server.config import is_loopback
 from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy
 from server.health import rest_after

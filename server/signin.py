@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
-from server.config import is_loopback
+from server.addresses import is_loopback
 from server.errors import ProxyError
 from server.files import Damaged, read_json_file, write_private
 from server.oauth import InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token, post, read_answer

@@ -12,7 +12,7 @@ from math import inf
 from typing import Any, Protocol
 
 from server import oauth
-from server.config import url_problem
+from server.addresses import url_problem
 from server.files import Busy, Damaged, why
 from server.logs import frames
 from server.oauth import InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token

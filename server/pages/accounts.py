@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from server.accounts import Account
-from server.config import url_problem
+from server.addresses import url_problem
 from server.days import rfc3339
 from server.errors import ProxyError
 from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_object

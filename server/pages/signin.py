@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from server.accounts import Account
-from server.config import is_loopback
+from server.addresses import is_loopback
 from server.errors import ProxyError
 from server.owner import SESSION_SECONDS, cookies_named
 from server.pages.accounts import add_api_key, joined
