@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import secrets
 import sqlite3
@@ -26,7 +25,6 @@ from server.secret import presented
 log = logging.getLogger(__name__)
 
 PREFIX = "tavern-"
-BEGINNING = len(PREFIX) + 6  # characters by which a key is looked up
 COLUMNS = "id, name, own, limits, models, personas, helps"  # those that make a Client
 
 
@@ -111,13 +109,10 @@ class ClientKeys:
             database.execute("BEGIN IMMEDIATE")  # two first starts at once: one after the other
             database.execute(
                 "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL,"
-                " beginning TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,"
-                " last_used_at REAL, own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL,"
-                " personas TEXT NOT NULL, helps TEXT NOT NULL DEFAULT '{}')"
+                " ends_with TEXT NOT NULL, digest BLOB NOT NULL UNIQUE, created_at REAL NOT NULL, last_used_at REAL,"
+                " own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL, personas TEXT NOT NULL,"
+                " helps TEXT NOT NULL)"
             )
-            if "helps" not in [column for _, column, *_ in database.execute("PRAGMA table_info(client_keys)")]:
-                database.execute("ALTER TABLE client_keys ADD COLUMN helps TEXT NOT NULL DEFAULT '{}'")
-            database.execute("CREATE INDEX IF NOT EXISTS client_keys_beginning ON client_keys (beginning)")
             database.execute("COMMIT")
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
@@ -169,9 +164,9 @@ class ClientKeys:
         key = PREFIX + secrets.token_urlsafe(32)
         client = Client(f"key_{secrets.token_hex(6)}", name, own, **may_use)
         self._change(
-            f"INSERT INTO client_keys ({COLUMNS}, beginning, ends_with, digest, created_at)"  # noqa: S608
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*as_row(client), key[:BEGINNING], key[-4:], digest(key), self._clock()),
+            f"INSERT INTO client_keys ({COLUMNS}, ends_with, digest, created_at)"  # noqa: S608
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*as_row(client), key[-4:], digest(key), self._clock()),
         )
         return self.row(client.key_id), key
 
@@ -229,23 +224,23 @@ class ClientKeys:
             ) from None
 
     def find(self, secret: str) -> Client | None:
-        """The holder of this key. Looked up by its readable beginning, compared in constant time."""
+        """The holder of this key. Looked up by its digest, so that the time it takes tells nothing of any key."""
         if not secret.startswith(PREFIX):
             return None
         try:
-            rows = self._db.execute(
-                f"SELECT {COLUMNS}, digest, last_used_at FROM client_keys WHERE beginning = ?",  # noqa: S608
-                (secret[:BEGINNING],),
-            ).fetchall()
+            row = self._db.execute(
+                f"SELECT {COLUMNS}, last_used_at FROM client_keys WHERE digest = ?",  # noqa: S608
+                (digest(secret),),
+            ).fetchone()
         except sqlite3.Error as error:
             raise ProxyError(503, f"The client keys cannot be read just now ({error}). Try again.") from None
+        if row is None:
+            return None
+        *who, used = row
         now = self._clock()
-        for *who, stored, used in rows:
-            if hmac.compare_digest(stored, digest(secret)):
-                if used is None or now - used > 60:  # a minute's precision spares a write for each request
-                    self._note_use(who[0], now)
-                return as_client(*who)
-        return None
+        if used is None or now - used > 60:  # a minute's precision spares a write for each request
+            self._note_use(who[0], now)
+        return as_client(*who)
 
     def _note_use(self, key_id: str, now: float) -> None:
         try:

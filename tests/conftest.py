@@ -23,6 +23,14 @@ def figure(record_property):
     return partial(record_property, "figure")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that measure something can be asked for: -m "slow or figures"."""
+    for item in items:
+        if "figure" in getattr(item, "fixturenames", ()):
+            item.add_marker("figures")
+
+
 @pytest.fixture
 async def anthropic():
     """A fake upstream, ready to queue replies for."""

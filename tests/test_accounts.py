@@ -725,7 +725,9 @@ def mutated(random):
 
 
 @pytest.mark.parametrize("rounds", [150, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-async def test_no_mutation_of_the_file_breaks_the_start_or_loses_the_old_bytes(tmp_path, oauth, clock, rounds, caplog):
+async def test_no_mutation_of_the_file_breaks_the_start_or_loses_the_old_bytes(
+    tmp_path, oauth, clock, rounds, caplog, figure
+):
     random = Random(11)
     for i in range(rounds):
         folder = tmp_path / str(i)
@@ -741,6 +743,7 @@ async def test_no_mutation_of_the_file_breaks_the_start_or_loses_the_old_bytes(t
         kept = [*(folder / "data").glob("tokens.json*")]
         assert raw in [path.read_bytes() for path in kept if path.suffix != ".lock"]
     assert "Traceback" not in caplog.text
+    figure(f"{rounds} spoilt token files: {rounds} starts, 0 tracebacks, the old bytes kept each time")
 
 
 # ---- secrets

@@ -152,7 +152,7 @@ while True:
 
 @needs_posix
 @pytest.mark.parametrize("kills", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-def test_a_writer_killed_at_any_moment_leaves_a_file_that_loads(tmp_path, kills):
+def test_a_writer_killed_at_any_moment_leaves_a_file_that_loads(tmp_path, figure, kills):
     path, random, last = tmp_path / "tokens.json", Random(7), 0
     write_private(path, b'{"n": 0, "fill": ""}')
     for _ in range(kills):
@@ -172,6 +172,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_file_that_loads(tmp_path, kills)
         assert [name for name in names(tmp_path) if name not in ("tokens.json", "tokens.json.bak")] == []
         last = max(last, found["n"])
     assert last > 0  # the children did write
+    figure(f"kill -9 at random moments of writing: {kills} of {kills} files load and are 0600")
 
 
 def test_sweeping_takes_leftovers_of_this_file_only(tmp_path):

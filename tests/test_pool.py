@@ -9,6 +9,7 @@ import pytest
 
 from tests.chats import Chat as Played
 from tests.fakes import error, plain, stream
+from tests.pools import Clock
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
@@ -84,7 +85,7 @@ def payers(anthropic):
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_with_one_of_two_accounts_failing_every_request_is_answered(tmp_path, anthropic, failure, count):
-    async with running(tmp_path, anthropic.url) as proxy:
+    async with running(tmp_path, anthropic.url, clock=Clock()) as proxy:  # so that no rest ends meanwhile
         await add(proxy, BAD, "bad")
         await add(proxy, GOOD, "good")
         fails(anthropic, FAILURES[failure])

@@ -149,7 +149,7 @@ async def test_a_client_key_learns_nothing_of_the_owners(proxy, anthropic):
 # -- T15: whose credential pays
 
 
-async def test_a_thousand_requests_at_once_are_each_paid_by_their_own(proxy, anthropic):
+async def test_a_thousand_requests_at_once_are_each_paid_by_their_own(proxy, anthropic, figure):
     await add_account(proxy)
     anthropic.seen.clear()
     luck = random.Random(3)
@@ -170,6 +170,7 @@ async def test_a_thousand_requests_at_once_are_each_paid_by_their_own(proxy, ant
         number = int((content if isinstance(content, str) else content[0]["text"]).removeprefix("number "))
         assert seen.headers["x-api-key"] == payers[number]
     assert len(anthropic.seen) == 1000
+    figure("1000 requests at once of the owner and of 20 guests: each paid by its own")
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429, 529])
