@@ -15,7 +15,7 @@ from server.accounts import Account, Accounts, ClaudeCodeSettings
 from server.browser import other_proxy
 from server.config import TOP, Config
 from server.presets import Personas
-from server.start import CannotListen, StartRefused, listen, oauth_settings, prepare_folder
+from server.start import StartRefused, listen, oauth_settings, prepare_folder
 
 SKEW = 120.0  # seconds a clock may be off before sign-ins suffer
 ROOM = 100 * 2**20  # bytes of disk below which writing becomes a matter of luck
@@ -72,7 +72,7 @@ def port(config: Config) -> Finding:
     try:
         for made in listen(config.host, config.port):
             made.close()
-    except CannotListen as error:
+    except StartRefused as error:
         return Finding("bad", str(error))
     return Finding("ok", f"Port {config.port} is free.")
 

@@ -31,8 +31,7 @@ class Redacting(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # the name is logging's
         """Where it happened and what kind of error it was; its message stays out, since it may quote a chat."""
-        kind, error, _ = ei
-        return f"{kind.__module__}.{kind.__qualname__}{frames(error)}" if kind else ""
+        return frames(ei[1]) if ei[1] else ""
 
     def format(self, record: logging.LogRecord) -> str:
         try:

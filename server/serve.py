@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from aiohttp import http_parser
+from aiohttp import http_parser, web
 
 from server import __version__
 from server.app import Parts, build
@@ -18,7 +18,7 @@ from server.browser import open_in_browser
 from server.config import Config
 from server.front import Runner
 from server.logs import Lines, set_up
-from server.start import BACKLOG, CannotListen, StartRefused, listen
+from server.start import BACKLOG, StartRefused, listen
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,10 @@ def serve(config: Config) -> int:
     set_up(config.log_level)
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         return refuse("aiohttp came without its fast parser. Delete the folder .venv and start again.")
+    sockets: list[socket.socket] = []
     try:
-        sockets = listen(config.host, config.port)
-    except CannotListen as error:
-        return refuse(str(error))
-    port = sockets[0].getsockname()[1]
-    try:
+        sockets += listen(config.host, config.port)
+        port = sockets[0].getsockname()[1]
         parts = build(config, port)
     except StartRefused as error:
         for made in sockets:
@@ -62,8 +60,6 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: int) -> int:
-    from aiohttp import web
-
     runner = Runner(parts.app, shutdown_timeout=LAST_SECONDS)
     await runner.setup()
     for made in sockets:

@@ -20,19 +20,15 @@ class StartRefused(Exception):
     """The proxy may not start like this: one sentence with the remedy."""
 
 
-class CannotListen(Exception):
-    """No socket for the address of the settings: one sentence with the remedy."""
-
-
 def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets for `host`; for a blank one this computer by both families, since “localhost” may mean either.
-    Raises CannotListen."""
+    Raises StartRefused."""
     if host:
         return [bound(host, port)]
     first = bound("127.0.0.1", port)
     try:
         return [first, bound("::1", first.getsockname()[1])]
-    except CannotListen:
+    except StartRefused:
         return [first]  # no IPv6 here, or somebody else's port there
 
 
@@ -41,9 +37,7 @@ def bound(host: str, port: int) -> socket.socket:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         made = socket.socket(family, socket.SOCK_STREAM)
     except OSError:
-        raise CannotListen(
-            f"host={host} is no address of this computer. Leave host blank for this computer only."
-        ) from None
+        raise StartRefused(not_ours(host)) from None
     try:
         if sys.platform == "win32":  # there another program could else take the port over
             made.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
@@ -55,7 +49,7 @@ def bound(host: str, port: int) -> socket.socket:
         made.listen(BACKLOG)
     except OSError as error:
         made.close()
-        raise CannotListen(why_not(host, port, error)) from None
+        raise StartRefused(why_not(host, port, error)) from None
     made.setblocking(False)
     return made
 
@@ -68,6 +62,10 @@ def why_not(host: str, port: int, error: OSError) -> str:
         return f"Port {port} at {host} is taken{other}. To use another port, set port=… in server/config.txt."
     if error.errno == errno.EACCES:
         return f"Port {port} is reserved by the system. Choose one above 1023: port=… in server/config.txt."
+    return not_ours(host)
+
+
+def not_ours(host: str) -> str:
     return f"host={host} is no address of this computer. Leave host blank for this computer only."
 
 

@@ -21,19 +21,13 @@ async def fresh_token() -> str:
     from server.accounts import Accounts, ClaudeCodeSettings
     from server.config import Config
     from server.errors import ProxyError
-    from server.oauth import OAuthSettings
+    from server.start import oauth_settings
 
     config = Config.load()
     accounts = Accounts(
         config.data_dir,
         base_url=config.api_base_url,
-        oauth=OAuthSettings(
-            config.oauth_authorize_url,
-            config.oauth_token_url,
-            config.oauth_redirect_uri,
-            config.oauth_client_id,
-            config.oauth_scopes,
-        ),
+        oauth=oauth_settings(config),
         claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
     )
     await accounts.start()

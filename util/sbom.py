@@ -32,9 +32,7 @@ def made(lock: str) -> str:
             version=version,
             bom_ref=name,
             purl=PackageURL("pypi", name=name, version=version),
-            hashes=[
-                HashType(alg=HashAlgorithm.SHA_256, content=one) for one in re.findall("sha256:(.+?)\\b", entry[0])
-            ],
+            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=one) for one in HASH.findall(entry[0])],
         )
         asked_by[name] = ASKER.findall(entry["rest"])
     needs: dict[str, list[Component]] = defaultdict(list)
