@@ -18,6 +18,8 @@ class Helps:
 
     def over(self, others: Helps) -> Helps:
         """These, and the others where nothing is chosen."""
+        if self == NO_HELPS:
+            return others
         mine, theirs = self.public(), others.public()
         return Helps(**{name: theirs[name] if value is None else value for name, value in mine.items()})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from server.request import ChatRequest
 from server.rewrite.betas import fit_betas
 from server.rewrite.context import Context, Options, Step
@@ -53,10 +55,15 @@ STEPS: tuple[Step, ...] = (
 
 def rewrite(request: ChatRequest, context: Context) -> ChatRequest:
     """The request as it goes upstream; each change it made is named in `changes`."""
-    for step in STEPS:
-        if step_name(step) not in context.options.skip_steps:
-            request = step(request, context)
+    for step in steps_without(context.options.skip_steps):
+        request = step(request, context)
     return request
+
+
+@cache
+def steps_without(skipped: tuple[str, ...]) -> tuple[Step, ...]:
+    """The steps that are left, in order."""
+    return tuple(step for step in STEPS if step_name(step) not in skipped)
 
 
 def step_name(step: Step) -> str:
