@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from server import __version__, guard
 from server.accounts import Accounts
@@ -196,19 +196,7 @@ class Doors:
             hold = self._budgets.open(client.key_id, client.limits)
             client.check_persona(door.persona)
             self._upstream.warm(self._base_url)
-            parse = partial(
-                ChatRequest.parse,
-                await read_body(request),
-                persona=door.persona,
-                version=request.headers.get("anthropic-version", ""),
-                betas=",".join(request.headers.getall("anthropic-beta", ())),
-                counting=door.counting,
-            )
-            if len(parse.args[0]) > LARGE:
-                asked = await asyncio.to_thread(parse)
-                await asyncio.to_thread(self._chats.read_ahead, asked.body)
-            else:
-                asked = parse()
+            asked = await self._read(request, door)
             receipt.model = asked.model
             if not door.counting:
                 self._receipts.begin(receipt)
@@ -216,6 +204,8 @@ class Doors:
                     receipt.chat = chat.id
             path = COUNT_TOKENS if door.counting else MESSAGES
             reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt, hold))
+            if self._recorder is None:
+                asked = None  # nobody needs it while the reply comes
             receipt.status = reply.status
             reply.headers["x-receipt"] = receipt.id
             if receipt.cache:
@@ -253,6 +243,21 @@ class Doors:
             if self._recorder is not None and asked is not None and not asked.counting:
                 self._recorder.record(receipt.at, request.path, asked, receipt.usage)
             log.info("%s", receipt.line())
+
+    async def _read(self, request: web.Request, door: Door) -> ChatRequest:
+        parse = partial(
+            ChatRequest.parse,
+            await read_body(request),
+            persona=door.persona,
+            version=request.headers.get("anthropic-version", ""),
+            betas=",".join(request.headers.getall("anthropic-beta", ())),
+            counting=door.counting,
+        )
+        if len(parse.args[0]) <= LARGE:
+            return parse()
+        asked = await asyncio.to_thread(parse)
+        await asyncio.to_thread(self._chats.read_ahead, asked.body)
+        return asked
 
     async def _stream(
         self, request: web.Request, reply: Reply, stream: Stream, receipt: Receipt, begun: float
@@ -408,9 +413,8 @@ async def read_body(request: web.Request) -> bytes:
     if request.content_length is not None and request.content_length > MAX_BODY:
         raise too_large
     try:
-        if hdrs.CONTENT_ENCODING not in request.headers:
-            return await request.read()
-        # aiohttp's read() would unpack without a bound between two looks at the size (seen with 3.14.5)
+        # aiohttp's read() would unpack without a bound between two looks at the size, and keep the body as long as the
+        # request (seen with 3.14.5)
         body = bytearray()
         while chunk := await request.content.readany():
             body += chunk
@@ -418,8 +422,6 @@ async def read_body(request: web.Request) -> bytes:
                 request.content.set_exception(too_large)  # nor unpack the rest while it waits for the end
                 raise too_large
         return bytes(body)
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large from None
     except web.RequestPayloadError:
         raise ProxyError(400, guard.DAMAGED) from None
 

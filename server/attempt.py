@@ -21,6 +21,7 @@ from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstr
 from server.usage import Receipt
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
+ROOMY = 64 * 1024  # bytes
 STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
 
 # What a front end may learn from the upstream's headers, and what it may tell the upstream by its own.
@@ -58,7 +59,7 @@ class Attempts:
     async def make(self, asked: Asked, sent: ChatRequest, credential: Credential, begun: Begun) -> Reply | Refusal:
         """One attempt. A refusal is returned, so that the road can decide; a reply has begun when it is returned, and
         `begun` was told what it says of its prompt."""
-        body = await asyncio.to_thread(orjson.dumps, sent.body) if sent.size > LARGE else orjson.dumps(sent.body)
+        body = await asyncio.to_thread(as_json, sent.body) if sent.size > LARGE else as_json(sent.body)
         headers = headers_for(sent, credential, asked.passed_on)
         answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
         kept = False
@@ -117,9 +118,7 @@ class Attempts:
         """The tokens of a prompt as the upstream itself counts them, which costs nothing; None where it does not."""
         headers = headers_for(sent, credential, asked.passed_on)
         try:
-            answer = await self._upstream.send(
-                "POST", credential.base_url, COUNT_TOKENS, headers, orjson.dumps(sent.body)
-            )
+            answer = await self._upstream.send("POST", credential.base_url, COUNT_TOKENS, headers, as_json(sent.body))
             try:
                 raw = await answer.read_all(self._patience.idle)
                 counted = json_object(raw, answer).get("input_tokens") if answer.status == 200 else None
@@ -159,6 +158,13 @@ def refuse_redirect(answer: Answer) -> None:
     """Raises UpstreamFailed 502: a credential is not carried elsewhere."""
     if 300 <= answer.status < 400:
         raise UpstreamFailed(502, "The upstream answered with a redirect, which is not followed. Check api_base_url.")
+
+
+def as_json(body: Mapping[str, Any]) -> bytes:
+    """A body as it is sent. Behind a short one orjson keeps 14 KB of room for more (seen with 3.13.0), as long as the
+    request waits; a copy has none."""
+    raw = orjson.dumps(body)
+    return raw if len(raw) > ROOMY else bytes(memoryview(raw))
 
 
 def headers_for(sent: ChatRequest, credential: Credential, given: Mapping[str, str]) -> dict[str, str]:

@@ -377,7 +377,8 @@ class Relay:
         receipt.model = sent.model
         receipt.changes = (*sent.changes, *journey.changes)
         receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
-        receipt.bodies = Bodies(asked.body, sent.body)
+        if self._receipts.keep_bodies:
+            receipt.bodies = Bodies(asked.body, sent.body)
 
     def _payer(self, credential: Credential) -> str:
         if credential.account_id:
