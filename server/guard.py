@@ -7,7 +7,6 @@ each enough alone: Host (DNS rebinding), Origin, Sec-Fetch, and the content type
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +20,7 @@ from multidict import CIMultiDictProxy
 from server.errors import ProxyError
 from server.logs import frames
 from server.owner import Owner
+from server.usage import new_id
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ MAX_HEADERS = 64 * 1024  # bytes
 EXPOSED = "x-receipt, request-id, retry-after"
 
 
-class Door(Enum):
+class Audience(Enum):
     """Who a route is for."""
 
     OPEN = "everybody: no secrets, nothing to change"
@@ -52,21 +52,23 @@ OPEN_ROUTES = frozenset({"/health", "/auth/status", "/static/{name}", "/favicon.
 # These look after themselves: one redeems a link or asks for the session, the other is bound by a cookie of its own.
 SELF_KEPT_PAGES = frozenset({"/auth/login", "/auth/callback"})
 SELF_KEPT = SELF_KEPT_PAGES | {"/metrics"}  # the owner, or the token of a setting
-MORE_PAGES = ("/spending", "/chats", "/personas", "/personas/{name}", "/new-persona", "/settings", "/doctor")
-OWNER_PAGES = frozenset({"/", "/requests", "/requests/{id}", "/accounts", "/keys", *MORE_PAGES})
+OWNER_PAGES = frozenset(
+    {"/", "/requests", "/requests/{id}", "/spending", "/chats", "/accounts", "/keys", "/settings", "/doctor"}
+    | {"/personas", "/personas/{name}", "/new-persona"}
+)
 # Takes a client key, of which it tells; clients.py finds the key.
 KEY_ROUTES = frozenset({"/api/me"})
 
 
-def door_of(canonical: str) -> Door:
-    """The door of a matched route, by the pattern it was declared with: no spelling of a path can talk its way past."""
+def audience_of(canonical: str) -> Audience:
+    """Whom a matched route is for, by the pattern it was declared with: no spelling of a path can talk its way past."""
     if canonical in OPEN_ROUTES or canonical in SELF_KEPT:
-        return Door.OPEN
+        return Audience.OPEN
     if canonical in OWNER_PAGES:
-        return Door.PAGE
+        return Audience.PAGE
     if canonical in KEY_ROUTES:
-        return Door.FRONT
-    return Door.OWNER if canonical.startswith(("/api/", "/auth/")) else Door.FRONT
+        return Audience.FRONT
+    return Audience.OWNER if canonical.startswith(("/api/", "/auth/")) else Audience.FRONT
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def authority(target: str) -> str:
     return rest.partition("/")[0].partition("?")[0]
 
 
-def foreign_origin(rules: Rules, door: Door, headers: Headers) -> ProxyError | None:
+def foreign_origin(rules: Rules, audience: Audience, headers: Headers) -> ProxyError | None:
     """A web page that is neither ours nor on the owner's list.
 
     The list opens the owner's own routes only to a page under the very name the request came to: ours, behind TLS.
@@ -137,7 +139,7 @@ def foreign_origin(rules: Rules, door: Door, headers: Headers) -> ProxyError | N
     host = headers.get(hdrs.HOST, "").lower()
     if len(given) == 1 and given[0] == rules.hosts.get(host):
         return None
-    if is_listed(rules, headers) and (door is Door.FRONT or given[0].partition("://")[2] == host):
+    if is_listed(rules, headers) and (audience is Audience.FRONT or given[0].partition("://")[2] == host):
         return None
     return ProxyError(
         403,
@@ -153,7 +155,7 @@ def is_listed(rules: Rules, headers: Headers) -> bool:
     return len(given) == 1 and given[0] in rules.origins
 
 
-def foreign_fetch(rules: Rules, door: Door, method: str, headers: Headers) -> ProxyError | None:
+def foreign_fetch(rules: Rules, audience: Audience, method: str, headers: Headers) -> ProxyError | None:
     """What the browser itself says about the page that asks (Fetch Metadata). Values are judged, not presence: Node's
     fetch sends `Sec-Fetch-Mode: cors` alone, node-fetch and curl send nothing.
 
@@ -163,7 +165,7 @@ def foreign_fetch(rules: Rules, door: Door, method: str, headers: Headers) -> Pr
     if site is None and mode is None:
         return None
     from_elsewhere = site in ("cross-site", "same-site")
-    if door in (Door.PAGE, Door.OPEN):
+    if audience in (Audience.PAGE, Audience.OPEN):
         opened = method == "GET" and mode == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
         refused = from_elsewhere and not opened
     else:
@@ -277,35 +279,35 @@ class Guard:
         self._owner = owner
         self._refusal_page = refusal_page
         self._turned_away = turned_away
-        self._doors: dict[str, Door] = {}
+        self._audiences: dict[str, Audience] = {}
 
-    def door(self, request: web.Request) -> Door:
+    def audience(self, request: web.Request) -> Audience:
         resource = request.match_info.route.resource
         canonical = "" if resource is None else resource.canonical
-        known = self._doors.get(canonical)
+        known = self._audiences.get(canonical)
         if known is None:
-            known = self._doors[canonical] = door_of(canonical)
+            known = self._audiences[canonical] = audience_of(canonical)
         return known
 
-    def refusal(self, request: web.Request, door: Door) -> ProxyError | None:
+    def refusal(self, request: web.Request, audience: Audience) -> ProxyError | None:
         """The first check that fails, cheapest and most telling first."""
         headers, method = request.headers, request.method
         return (
             unreadable(request)
             or wrong_host(self.rules, headers, request.raw_path)
-            or foreign_origin(self.rules, door, headers)
-            or foreign_fetch(self.rules, door, method, headers)
+            or foreign_origin(self.rules, audience, headers)
+            or foreign_fetch(self.rules, audience, method, headers)
             or doubled(headers)
-            or (self._refused_type(request, door) if method in WRITES else None)
-            or (self._not_the_owner(headers) if door in (Door.OWNER, Door.PAGE) else None)
+            or (self._refused_type(request, audience) if method in WRITES else None)
+            or (self._not_the_owner(headers) if audience in (Audience.OWNER, Audience.PAGE) else None)
         )
 
-    def _refused_type(self, request: web.Request, door: Door) -> ProxyError | None:
-        if door is Door.FRONT and request.method == "POST" and is_chat(request.path):
+    def _refused_type(self, request: web.Request, audience: Audience) -> ProxyError | None:
+        if audience is Audience.FRONT and request.method == "POST" and is_chat(request.path):
             return wrong_type(request.headers)
         if not request.body_exists:
             return None
-        return simple_type(request.headers) if door is Door.FRONT else wrong_type(request.headers)
+        return simple_type(request.headers) if audience is Audience.FRONT else wrong_type(request.headers)
 
     def _not_the_owner(self, headers: Headers) -> ProxyError | None:
         cookies = "; ".join(headers.getall(hdrs.COOKIE, ()))
@@ -313,53 +315,53 @@ class Guard:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        door = self.door(request)
+        audience = self.audience(request)
         try:
             if request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
                 return self._preflight(request)
-            if refusal := self.refusal(request, door):
+            if refusal := self.refusal(request, audience):
                 raise refusal
             return await handler(request)
         except ProxyError as error:
-            return self._answer(request, door, error)
+            refused = error
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return self._answer(request, door, translated(error))
+            refused = translated(error)
         except web.RequestPayloadError:
-            return self._answer(request, door, ProxyError(400, DAMAGED))
+            refused = ProxyError(400, DAMAGED)
         except ConnectionError:
             raise  # the client has left
         except Exception as error:
-            request_id = request[REQUEST_ID] = request.get(REQUEST_ID) or new_request_id()
-            log.error("%s: %s %s: %s", request_id, request.method, door.name, frames(error))
-            ours = ProxyError(500, f"Something went wrong inside the proxy; its log says more under {request_id}.")
-            return self._answer(request, door, ours)
+            request_id = request[REQUEST_ID] = request.get(REQUEST_ID) or new_id()
+            log.error("%s: %s %s: %s", request_id, request.method, audience.name, frames(error))
+            refused = ProxyError(500, f"Something went wrong inside the proxy; its log says more under {request_id}.")
+        return self._answer(request, audience, refused)
 
     async def expect(self, request: web.Request) -> web.StreamResponse | None:
         """Answer `Expect` after the checks, so that a refusal comes before the body."""
-        door = self.door(request)
-        error = self.refusal(request, door)
+        audience = self.audience(request)
+        error = self.refusal(request, audience)
         if error is None and request.headers[hdrs.EXPECT].lower() != "100-continue":
             error = translated(web.HTTPExpectationFailed())
         if error is not None:
-            return self._answer(request, door, error)
+            return self._answer(request, audience, error)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # as aiohttp's own handler does: the answer has not begun
         return None
 
-    def _answer(self, request: web.Request, door: Door, error: ProxyError) -> web.Response:
+    def _answer(self, request: web.Request, audience: Audience, error: ProxyError) -> web.Response:
         if request.writer.output_size > 0:
             raise ConnectionError("the reply had begun")  # closing the connection is all that is left
         resource = request.match_info.route.resource
-        for_eyes = door is Door.PAGE or (resource is not None and resource.canonical in SELF_KEPT_PAGES)
+        for_eyes = audience is Audience.PAGE or (resource is not None and resource.canonical in SELF_KEPT_PAGES)
         if for_eyes and "text/html" in request.headers.get(hdrs.ACCEPT, ""):
             return self._refusal_page(request, error)
         request_id = request.get(REQUEST_ID)
-        if door is Door.FRONT and request.method == "POST" and is_chat(request.path):
+        if audience is Audience.FRONT and request.method == "POST" and is_chat(request.path):
             request_id = request_id or self._turned_away(error)
             error.headers["x-receipt"] = request_id
-        return error_response(error, error.headers.get("request-id") or request_id or new_request_id())
+        return error_response(error, error.headers.get("request-id") or request_id or new_id())
 
     def _preflight(self, request: web.Request) -> web.Response:
         refusal = wrong_host(self.rules, request.headers, request.raw_path)
@@ -392,7 +394,3 @@ def attach(
 async def expect(request: web.Request) -> web.StreamResponse | None:
     """The guard's answer to `Expect`, for a route's `expect_handler`."""
     return await request.app[GUARD].expect(request)
-
-
-def new_request_id() -> str:
-    return f"req_{secrets.token_hex(12)}"

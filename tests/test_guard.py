@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from server import guard
 from server.errors import ProxyError
-from server.guard import Door, Rules, door_of
+from server.guard import Audience, Rules, audience_of
 from server.owner import Owner
 
 PORT = 42069
@@ -135,13 +135,13 @@ def test_an_ipv6_address_is_answered_in_brackets():
 # Origin
 
 
-@pytest.mark.parametrize("door", Door)
-def test_no_origin_and_our_own_are_served(rules, door):
-    assert guard.foreign_origin(rules, door, headers(**HOME)) is None
-    assert guard.foreign_origin(rules, door, headers(**HOME, origin=f"http://localhost:{PORT}")) is None
+@pytest.mark.parametrize("audience", Audience)
+def test_no_origin_and_our_own_are_served(rules, audience):
+    assert guard.foreign_origin(rules, audience, headers(**HOME)) is None
+    assert guard.foreign_origin(rules, audience, headers(**HOME, origin=f"http://localhost:{PORT}")) is None
 
 
-@pytest.mark.parametrize("door", Door)
+@pytest.mark.parametrize("audience", Audience)
 @pytest.mark.parametrize(
     "origin",
     [
@@ -165,30 +165,30 @@ def test_no_origin_and_our_own_are_served(rules, door):
         f"{LISTED}, {LISTED}",
     ],
 )
-def test_any_other_origin_is_refused(rules, door, origin):
-    error = guard.foreign_origin(rules, door, headers(**HOME, origin=origin))
+def test_any_other_origin_is_refused(rules, audience, origin):
+    error = guard.foreign_origin(rules, audience, headers(**HOME, origin=origin))
     assert (error.status, error.type) == (403, "permission_error")
 
 
 def test_two_origins_are_refused_even_if_both_are_fine(rules):
     own = ("Origin", f"http://localhost:{PORT}")
-    assert status(guard.foreign_origin(rules, Door.FRONT, headers(own, own, **HOME))) == 403
+    assert status(guard.foreign_origin(rules, Audience.FRONT, headers(own, own, **HOME))) == 403
 
 
 @pytest.mark.parametrize("origin", [LISTED, "http://localhost:8000"])
 def test_a_listed_page_may_chat_but_not_touch_what_is_the_owners(rules, origin):
     given = headers(**HOME, origin=origin)
-    assert guard.foreign_origin(rules, Door.FRONT, given) is None
-    assert status(guard.foreign_origin(rules, Door.OWNER, given)) == 403
-    assert status(guard.foreign_origin(rules, Door.PAGE, given)) == 403
+    assert guard.foreign_origin(rules, Audience.FRONT, given) is None
+    assert status(guard.foreign_origin(rules, Audience.OWNER, given)) == 403
+    assert status(guard.foreign_origin(rules, Audience.PAGE, given)) == 403
 
 
 def test_our_own_page_behind_tls_is_served_when_both_its_names_are_listed():
     rules = Rules.of(PORT, "", ["tavern.example"], ["https://tavern.example"])
     given = headers(host="tavern.example", origin="https://tavern.example")
-    assert guard.foreign_origin(rules, Door.OWNER, given) is None
+    assert guard.foreign_origin(rules, Audience.OWNER, given) is None
     without = Rules.of(PORT, "", ["tavern.example"])
-    assert status(guard.foreign_origin(without, Door.OWNER, given)) == 403
+    assert status(guard.foreign_origin(without, Audience.OWNER, given)) == 403
 
 
 # Sec-Fetch
@@ -199,7 +199,7 @@ def fetch(site=None, mode=None, dest=None, **more):
     return headers(**HOME, **{k: v for k, v in named.items() if v is not None}, **more)
 
 
-@pytest.mark.parametrize("door", Door)
+@pytest.mark.parametrize("audience", Audience)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(
     ("site", "mode"),
@@ -212,11 +212,11 @@ def fetch(site=None, mode=None, dest=None, **more):
         ("none", "cors"),
     ],
 )
-def test_what_our_pages_and_programs_send_is_served(rules, door, method, site, mode):
-    assert guard.foreign_fetch(rules, door, method, fetch(site, mode)) is None
+def test_what_our_pages_and_programs_send_is_served(rules, audience, method, site, mode):
+    assert guard.foreign_fetch(rules, audience, method, fetch(site, mode)) is None
 
 
-@pytest.mark.parametrize("door", [Door.FRONT, Door.OWNER])
+@pytest.mark.parametrize("audience", [Audience.FRONT, Audience.OWNER])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize(
     ("site", "mode"),
@@ -232,15 +232,15 @@ def test_what_our_pages_and_programs_send_is_served(rules, door, method, site, m
         ("cross-site", "no-cors"),
     ],
 )
-def test_a_page_from_elsewhere_is_refused_on_the_api(rules, door, method, site, mode):
-    assert status(guard.foreign_fetch(rules, door, method, fetch(site, mode, "empty"))) == 403
+def test_a_page_from_elsewhere_is_refused_on_the_api(rules, audience, method, site, mode):
+    assert status(guard.foreign_fetch(rules, audience, method, fetch(site, mode, "empty"))) == 403
 
 
-@pytest.mark.parametrize("door", [Door.PAGE, Door.OPEN])
+@pytest.mark.parametrize("audience", [Audience.PAGE, Audience.OPEN])
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_a_page_may_be_opened_from_elsewhere_but_not_framed_or_fetched(rules, door, site):
+def test_a_page_may_be_opened_from_elsewhere_but_not_framed_or_fetched(rules, audience, site):
     def refused(method, mode, dest):
-        return status(guard.foreign_fetch(rules, door, method, fetch(site, mode, dest)))
+        return status(guard.foreign_fetch(rules, audience, method, fetch(site, mode, dest)))
 
     assert refused("GET", "navigate", "document") is None
     assert refused("POST", "navigate", "document") == 403
@@ -250,13 +250,15 @@ def test_a_page_may_be_opened_from_elsewhere_but_not_framed_or_fetched(rules, do
 
 
 def test_our_pages_load_their_own_style_and_pictures(rules):
-    assert guard.foreign_fetch(rules, Door.OPEN, "GET", fetch("same-origin", "no-cors", "style")) is None
+    assert guard.foreign_fetch(rules, Audience.OPEN, "GET", fetch("same-origin", "no-cors", "style")) is None
 
 
 def test_a_listed_page_is_served_although_it_is_cross_site(rules):
     given = fetch("cross-site", "cors", origin=LISTED)
-    assert guard.foreign_fetch(rules, Door.FRONT, "POST", given) is None
-    assert status(guard.foreign_fetch(rules, Door.FRONT, "POST", fetch("cross-site", "no-cors", origin=LISTED))) == 403
+    assert guard.foreign_fetch(rules, Audience.FRONT, "POST", given) is None
+    assert (
+        status(guard.foreign_fetch(rules, Audience.FRONT, "POST", fetch("cross-site", "no-cors", origin=LISTED))) == 403
+    )
 
 
 # Content type, doubled headers
@@ -325,28 +327,28 @@ def test_chat_routes_are_known_in_all_their_spellings(path, expected):
 
 
 @pytest.mark.parametrize(
-    ("canonical", "door"),
+    ("canonical", "audience"),
     [
-        ("/", Door.PAGE),
-        ("/auth/login", Door.OPEN),
-        ("/auth/callback", Door.OPEN),
-        ("/auth/status", Door.OPEN),
-        ("/health", Door.OPEN),
-        ("/static/{name}", Door.OPEN),
-        ("/auth/start", Door.OWNER),
-        ("/auth/logout", Door.OWNER),
-        ("/api/accounts/{id}", Door.OWNER),
-        ("/api/requests", Door.OWNER),
-        ("/api/keys", Door.OWNER),
-        ("/api/me", Door.FRONT),
-        ("/metrics", Door.OPEN),
-        ("/v1/messages", Door.FRONT),
-        ("/{path}", Door.FRONT),
-        ("", Door.FRONT),
+        ("/", Audience.PAGE),
+        ("/auth/login", Audience.OPEN),
+        ("/auth/callback", Audience.OPEN),
+        ("/auth/status", Audience.OPEN),
+        ("/health", Audience.OPEN),
+        ("/static/{name}", Audience.OPEN),
+        ("/auth/start", Audience.OWNER),
+        ("/auth/logout", Audience.OWNER),
+        ("/api/accounts/{id}", Audience.OWNER),
+        ("/api/requests", Audience.OWNER),
+        ("/api/keys", Audience.OWNER),
+        ("/api/me", Audience.FRONT),
+        ("/metrics", Audience.OPEN),
+        ("/v1/messages", Audience.FRONT),
+        ("/{path}", Audience.FRONT),
+        ("", Audience.FRONT),
     ],
 )
-def test_each_route_has_its_door(canonical, door):
-    assert door_of(canonical) is door
+def test_each_route_has_its_audience(canonical, audience):
+    assert audience_of(canonical) is audience
 
 
 # The middleware, before an app of its own

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from server.days import rfc3339
-from server.guard import Door, door_of
+from server.guard import Audience, audience_of
 from server.oauth import Tokens
 from server.owner import Owner
 from server.pages import page, routes
@@ -214,10 +214,10 @@ async def test_static_files_are_the_ones_there_are_and_nothing_else(stranger):
 
 
 def test_every_route_of_the_pages_is_the_owners_but_for_the_open_ones():
-    doors = {route.path: door_of(route.path) for route in routes()}
-    opened = {path for path, door in doors.items() if door is Door.OPEN}
+    audiences = {route.path: audience_of(route.path) for route in routes()}
+    opened = {path for path, audience in audiences.items() if audience is Audience.OPEN}
     assert opened == {"/auth/login", "/auth/callback", "/auth/status", "/static/{name}", "/favicon.ico", "/me"}
-    assert {path for path, door in doors.items() if door is Door.FRONT} == {"/api/me"}
+    assert {path for path, audience in audiences.items() if audience is Audience.FRONT} == {"/api/me"}
 
 
 PAGES = Path(page.__file__).parent
@@ -864,7 +864,7 @@ async def test_practice_mode_is_clearly_labelled(tmp_path):
 OWNERS_ROUTES = [
     (route.method, route.path.replace("{id}", "acc_none").replace("{name}", "nobody"))
     for route in routes()
-    if door_of(route.path) is not Door.OPEN
+    if audience_of(route.path) is not Audience.OPEN
 ]
 
 
