@@ -30,7 +30,7 @@ from server.health import (
 )
 from server.oauth import BETA, InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token
 from server.tokens import Entry, Login, fingerprint, with_tokens
-from server.wallet import CLAUDE_CODE, Wallet, refusal
+from server.wallet import CLAUDE_CODE, WARNED_AHEAD, Wallet, refusal
 
 Kind = Literal["api_key", "platform", "subscription"]
 Source = Literal["own", "ant", "claude_code"]
@@ -107,6 +107,7 @@ class Account:
             "limits": [public_gauge(one, rfc3339(one.resets_at)) for one in seen.gauges],
             "expires_at": rfc3339(seen.expires_at),
             "ends_at": rfc3339(seen.ends_at),
+            "ends_soon": seen.ends_at is not None and seen.ends_at - now <= WARNED_AHEAD,
             "last_refresh_at": rfc3339(seen.last_refresh_at),
             "last_refresh_error": seen.last_refresh_error or None,
             "priority": seen.priority,

@@ -323,7 +323,8 @@ async def test_a_sign_in_about_to_end_is_told_on_every_page_and_on_its_card(tave
     _, text, _ = await browser.see("/accounts")
     assert re.search(rf"Sign in again before</dt><dd><time datetime=\"{rfc3339(end)}\">", text)
     (row,) = (await browser.say("GET", "/api/accounts"))[1]["accounts"]
-    assert (row["id"], row["ends_at"]) == (account.id, rfc3339(end))
+    assert (row["id"], row["ends_at"], row["ends_soon"]) == (account.id, rfc3339(end), True)
+    assert '<a class="button" href="/auth/login">Sign in again</a>' in text
 
 
 async def test_a_hostile_name_is_text_everywhere(tavern, browser):

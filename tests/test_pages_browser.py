@@ -323,6 +323,23 @@ async def test_a_rest_that_ends_is_seen_without_a_reload(tavern, person):
     await expect(page.get_by_text("The limit is reached.")).to_have_count(0)
 
 
+async def test_an_account_that_comes_to_rest_is_seen_without_a_reload_and_disturbs_nobody_who_types(tavern, person):
+    account = await tavern.accounts.add_api_key(KEY, "First")
+    page = await person.open("/accounts")
+    order = page.get_by_label("Order")
+    await order.fill("7")
+    tavern.accounts.rest(account.id, time.time() + 3600, "The limit is reached.")
+    tavern.news.changed()
+    await page.wait_for_timeout(1000)  # in which the page would show it, if nobody typed
+    await expect(order).to_have_value("7")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".account")).to_contain_text("The limit is reached.")
+    assert tavern.accounts.get(account.id).priority == 7
+    await page.get_by_role("heading", level=1).click()
+    tavern.accounts.wake(account.id)
+    await expect(page.locator(".account.ready")).to_be_visible()
+
+
 async def test_a_change_that_is_refused_is_taken_back_on_the_page_and_says_why(tavern, person):
     await tavern.accounts.add_api_key(KEY, "First")
     page = await person.open("/accounts")
@@ -458,6 +475,20 @@ async def test_what_to_type_is_copied_with_a_click(tavern):
         assert await page.evaluate("navigator.clipboard.readText()") == address
         await page.get_by_role("button", name=f"Copy: {address}/brindle").click()
         assert await page.evaluate("navigator.clipboard.readText()") == f"{address}/brindle"
+
+
+async def test_on_a_phone_an_address_to_copy_breaks_between_its_words_alone(tavern):
+    async with browsing(tavern, viewport={"width": 375, "height": 800}) as person:
+        page = await person.open("/")
+        broken = await page.evaluate(
+            """() => [...document.querySelectorAll(".copyable code")].flatMap(code => [...code.childNodes])
+            .filter(part => {
+                const range = document.createRange();
+                range.selectNodeContents(part);
+                return part.nodeType === 3 && range.getClientRects().length > 1;
+            }).map(part => part.data)"""
+        )
+        assert broken == []
 
 
 # How it looks

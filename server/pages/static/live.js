@@ -8,6 +8,7 @@ let source, waiting;
 
 async function show() {
   waiting = undefined;
+  if (parts.some((id) => byId(id)?.querySelector("input[type=number]:focus"))) return soon(); // somebody is typing
   try {
     await renew(...parts);
     byId("offline").hidden = true;
