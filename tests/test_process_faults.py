@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -29,6 +30,7 @@ from tests.fakes import (
     raw_upstream,
     stream,
 )
+from tests.pools import login, make_pool, started, stored
 from tests.process import free_port, program
 from tests.raw_http import answer_to, connected, one_answer, request, send
 from tests.running import Proxy
@@ -189,6 +191,37 @@ async def test_after_sleep_the_first_request_works_although_every_kept_connectio
         running.signal(signal.SIGCONT)
         together = [answer_to(running.port, request(running.port)) for _ in range(5)]
         assert [reply.status for reply in await asyncio.gather(*together)] == [200] * 5
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+async def test_a_proxy_killed_while_it_renews_loses_no_sign_in(tmp_path, oauth, figure, rounds):
+    """kill -9 at random moments. Killed between the endpoint's answer and our writing, it has only the old refresh
+    token; this endpoint, like some real ones, then gives its successor once more."""
+    luck, oauth.grace = random.Random(19), True
+
+    def answer(seen):
+        known = seen.headers["Authorization"].removeprefix("Bearer ") in oauth.access
+        return plain() if known else error(401, "authentication_error", "OAuth token has expired.")
+
+    async with started(make_pool(tmp_path, oauth.url)) as pool:
+        await pool.add_oauth(login(oauth, time.time))
+    async with fake_anthropic() as fake:
+        fake.answer = answer
+        settings = {"oauth_token_url": oauth.url, "dev": False}
+        for _ in range(rounds):
+            oauth.kill(stored(tmp_path)["accounts"][0]["access_token"])
+            oauth.entered.clear()
+            async with program(tmp_path, fake.url, **settings) as running, connected(running.port) as (_, writer):
+                await send(writer, request(running.port, "x-api-key: anything"))
+                await asyncio.wait_for(oauth.entered.wait(), PATIENCE)
+                await asyncio.sleep(luck.uniform(0, 0.03))
+        oauth.kill(stored(tmp_path)["accounts"][0]["access_token"])
+        async with program(tmp_path, fake.url, **settings) as running:
+            assert (await answer_to(running.port, request(running.port, "x-api-key: anything"))).status == 200
+    figure(
+        f"proxies killed while they renew a sign-in: {rounds}; {oauth.reuses} of them before they had written what "
+        "came; 0 sign-ins lost"
+    )
 
 
 async def test_proxy_variables_and_redirects_lead_no_secret_elsewhere(tmp_path):
