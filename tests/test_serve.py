@@ -149,7 +149,7 @@ def test_ctrl_c_ends_it_in_good_order(environ):
         assert "Traceback" not in process.said
 
 
-def ask(process, max_tokens=60):
+def ask(process, max_tokens=200):
     body = {"model": "claude-sonnet-4-6", "max_tokens": max_tokens, "stream": True}
     body["messages"] = [{"role": "user", "content": "Hello"}]
     request = urllib.request.Request(f"http://127.0.0.1:{process.port}/v1/messages", json.dumps(body).encode())

@@ -45,7 +45,7 @@ class Proxy:
         asked = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/requests?limit=1", headers={"Authorization": f"Bearer {token}"}
         )
-        with urllib.request.urlopen(asked, timeout=10) as answer:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             return json.load(answer)["requests"][0]
 
 

@@ -93,7 +93,7 @@ def serving(
             start_new_session=True,
         )
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not answers(url):
             if process.poll() is not None or time.monotonic() > until:
                 raise AssertionError(
@@ -113,7 +113,7 @@ def serving(
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(url, timeout=60):
             return True
     except urllib.error.HTTPError as error:
         error.close()
