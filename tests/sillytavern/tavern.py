@@ -58,7 +58,7 @@ claude: {enableAdaptiveThinking: true}
 logging: {enableAccessLog: false, minLogLevel: 1}
 """
 
-WAIT = 30_000  # milliseconds until something a player waits for counts as never coming
+WAIT = 90_000  # milliseconds until something a player waits for counts as never coming
 
 
 def missing() -> str:
