@@ -15,7 +15,7 @@ from pathlib import Path
 from aiohttp import web
 
 from server import guard, pages
-from server.accounts import Accounts, ClaudeCodeSettings, Credential
+from server.accounts import Accounts, ClaudeCodeSettings
 from server.api import MAX_BODY, Doors
 from server.attempt import Attempts, refusal_of
 from server.books import Books
@@ -39,6 +39,7 @@ from server.pages import keys as key_pages
 from server.pages import live as live_pages
 from server.pages import metrics as metrics_page
 from server.pages import page
+from server.payers import Credential
 from server.practice.app import create_practice
 from server.presets import Personas
 from server.relay import Relay

@@ -9,11 +9,11 @@ from typing import Any
 
 import orjson
 
-from server.accounts import Credential
 from server.budget import Hold
 from server.clients import Client
 from server.errors import type_of
 from server.explain import Refusal
+from server.payers import Credential
 from server.reply import Passing, Reply, Stream, book, explained
 from server.request import LARGE, ChatRequest
 from server.sse import EventTooLarge, Meter, WholeEvents

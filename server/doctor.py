@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from server.accounts import Account, Accounts, ClaudeCodeSettings
+from server.accounts import Accounts, ClaudeCodeSettings
 from server.browser import other_proxy
 from server.config import TOP, Config
+from server.payers import Account
 from server.presets import Personas
 from server.start import StartRefused, listen, oauth_settings, prepare_folder
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from server.accounts import Accounts, Credential, renew_later
+from server.accounts import Accounts
 from server.addresses import is_loopback
 from server.attempt import MESSAGES, Asked, Attempts, passed_back
 from server.budget import Budgets, OverBudget
@@ -28,6 +28,7 @@ from server.keepalive import KeepAlive, Sleep
 from server.learned import Lessons, Live
 from server.lesson import MOST_LESSONS, Lesson, lesson, with_lessons
 from server.oauth import Unavailable
+from server.payers import Credential, renew_later
 from server.presets import Persona, Personas
 from server.reply import Passing, Reply
 from server.request import LARGE, Change, ChatRequest

@@ -21,6 +21,7 @@ from server.claude_code import ClaudeCodeHome, credentials_file
 from server.errors import ProxyError
 from server.files import Busy, why
 from server.oauth import OAuthSettings, Tokens
+from server.payers import WARNED_AHEAD
 from server.shared_json import Document, SharedJson
 from server.tokens import (
     Entry,
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 CLAUDE_CODE = "acc_claude_code"  # the id of Claude Code's login, of which there is one
 LOOK_EVERY = 60.0  # seconds between two looks at all logins, more or less
 DAY = 86_400.0  # seconds
-WARNED_AHEAD = 7 * DAY
 Fallback = Literal["ask", "true", "false"]
 
 

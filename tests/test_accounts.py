@@ -11,17 +11,17 @@ from random import Random
 
 import pytest
 
-from server.accounts import (
+from server.days import rfc3339
+from server.errors import ProxyError
+from server.health import Rest, longer_rest
+from server.oauth import Tokens
+from server.payers import (
     Account,
     Credential,
     choose,
     guest_credential,
     settle,
 )
-from server.days import rfc3339
-from server.errors import ProxyError
-from server.health import Rest, longer_rest
-from server.oauth import Tokens
 from tests.pools import (
     NOW,
     UPSTREAM,

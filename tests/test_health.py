@@ -6,10 +6,10 @@ from math import inf
 
 import pytest
 
-from server.accounts import Account, choose
 from server.errors import ProxyError
 from server.explain import Refusal
 from server.health import GENTLE_SECONDS, Gauge, Rest, gauges_of, nearly_empty, rest_after
+from server.payers import Account, choose
 from tests.fake_oauth import FakeOAuth
 from tests.pools import NOW, make_pool, started
 

@@ -20,7 +20,20 @@ README = ROOT / "README.md"
 # The order of the rooms in README: the start, then the road of a request. Rooms not named here stand behind.
 ROAD = (
     *("__main__", "serve", "app", "config", "errors", "front", "guard", "api", "clients", "request", "content"),
-    *("accounts", "tokens", "presets", "rewrite", "models", "relay", "upstream", "wire", "sse", "explain", "retry"),
+    *(
+        "payers",
+        "accounts",
+        "tokens",
+        "presets",
+        "rewrite",
+        "models",
+        "relay",
+        "upstream",
+        "wire",
+        "sse",
+        "explain",
+        "retry",
+    ),
     "usage",
 )
 

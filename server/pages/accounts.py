@@ -7,12 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from server.accounts import Account
 from server.addresses import url_problem
 from server.days import rfc3339
 from server.errors import ProxyError
 from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_object
 from server.pages.words import WORDS
+from server.payers import Account
 
 MAX_NAME = 80
 

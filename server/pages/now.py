@@ -6,12 +6,12 @@ import time
 
 from aiohttp import hdrs, web
 
-from server.accounts import Account, Choice, choose, rank, settle
 from server.errors import ProxyError
 from server.pages.books import RECEIPTS, newest
 from server.pages.live import progress
 from server.pages.page import ACCOUNTS, CONFIG, PASSWORD, PERSONAS, all_warnings, page
 from server.pages.requests import turn
+from server.payers import Account, Choice, choose, rank, settle
 
 
 async def start_page(request: web.Request) -> web.Response:

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from aiohttp import web
 
-from server.accounts import ending
 from server.config import Config, ConfigError, parse, settings_given, show, with_value
 from server.errors import ProxyError
 from server.files import stamp, why, write_private
 from server.guard import expect
 from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, page, read_object
+from server.payers import ending
 
 # Where credentials go, who may come in, what is written down: not for whoever sits in front of an open page.
 BY_HAND = frozenset(

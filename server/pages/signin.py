@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from server.accounts import Account
 from server.addresses import is_loopback
 from server.errors import ProxyError
 from server.owner import SESSION_SECONDS, cookies_named
@@ -31,6 +30,7 @@ from server.pages.page import (
     to_the_end,
 )
 from server.pages.words import WORDS
+from server.payers import Account
 from server.signin import split_code
 
 ATTEMPT_SECONDS = 600
