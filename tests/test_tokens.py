@@ -10,6 +10,7 @@ import time
 from math import inf
 
 import pytest
+from filelock import FileLock, Timeout
 
 from server.errors import ProxyError
 from server.files import Damaged
@@ -721,17 +722,20 @@ async def test_the_death_of_the_process_that_renews_frees_the_others(tmp_path, o
     """kill -9 while it holds the lock and waits for an answer that the endpoint has not given yet."""
     async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
         await pool.add_oauth(login(oauth, clock))
+    oauth.hang = 1
+    with python(WORKER, tmp_path, oauth.url, 1, TOO_LATE, stdin=subprocess.PIPE) as holder:
+        assert await asyncio.to_thread(holder.stdout.readline) == "ready\n"
+        holder.stdin.write("go\n")
+        holder.stdin.flush()
+        await oauth.entered.wait()
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "data" / "tokens.json.lock").acquire(blocking=False)
         clock.now += TOO_LATE
-        oauth.hang = 1
-        with python(WORKER, tmp_path, oauth.url, 1, TOO_LATE, stdin=subprocess.PIPE) as holder:
-            assert await asyncio.to_thread(holder.stdout.readline) == "ready\n"
-            holder.stdin.write("go\n")
-            holder.stdin.flush()
-            await oauth.entered.wait()
+        async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
             request = asyncio.create_task(pool.credential())
             await asyncio.sleep(0.2)  # the request may get as far as the lock
             assert not request.done()
             holder.kill()
             assert (await request).secret in oauth.access
-    assert (oauth.refreshes, oauth.reuses) == (1, 0)
+    assert (oauth.refreshes, oauth.reuses, len(oauth.seen)) == (1, 0, 2)
     assert stat.S_IMODE((tmp_path / "data" / "tokens.json").stat().st_mode) == 0o600
