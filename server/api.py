@@ -6,8 +6,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,9 +27,10 @@ from server.guard import REQUEST_ID, expect, wrong_type
 from server.learned import Live
 from server.presets import NAME, Personas
 from server.relay import Relay
-from server.reply import Passing, Reply, Stream
+from server.reply import Passing, Reply
 from server.request import LARGE, ChatRequest
 from server.trace import TraceRecorder
+from server.traffic import Traffic
 from server.upstream import Broken, Patience, Silence, Upstream
 from server.usage import Receipt, Receipts
 
@@ -40,7 +41,6 @@ ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 MODEL_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 # What a stored credential is never used for: these speak of the account, not of a chat.
 PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
-
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,21 @@ def find_door(path: str, query: str = "") -> Door | None:
     return Door("other") if versioned and parts else None
 
 
+@dataclass
+class Turn:
+    """A request for a chat, as far as it has come."""
+
+    receipt: Receipt
+    began: float  # monotonic seconds
+    hold: Hold | None = None  # None: no key, or too many requests of one
+    chat: Chat | None = None
+    asked: ChatRequest | None = None  # to be recorded
+
+    @property
+    def milliseconds(self) -> int:
+        return round((time.monotonic() - self.began) * 1000)
+
+
 class Doors:
     """The handlers, and what they translate between: HTTP on one side, the road on the other."""
 
@@ -99,6 +114,7 @@ class Doors:
         chats: Chats,
         upstream: Upstream,
         relay: Relay,
+        traffic: Traffic,
         base_url: str,
         recorder: TraceRecorder | None = None,
         *,
@@ -107,15 +123,8 @@ class Doors:
     ) -> None:
         self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
         self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
-        self._budgets, self._chats = budgets, chats
+        self._budgets, self._chats, self._traffic = budgets, chats, traffic
         self._base_url, self._recorder, self._patience, self._clock = base_url, recorder, patience, clock
-        self._closing = False
-        self._busy = 0  # requests on the road
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._streams: set[Stream] = set()
-        self._waiting: set[asyncio.Task[Any]] = set()  # requests whose answer has not begun
-        self._stopped = False
 
     def routes(self) -> list[web.RouteDef]:
         """/v1/messages by the short way; every other spelling and path through `any_path`."""
@@ -144,22 +153,6 @@ class Doors:
             return await self._list_models(request, door)
         return await self._anything_else(request)
 
-    async def drain(self, patience: float) -> None:
-        """Refuse what comes from now on, let what is on the road finish, then end it with a word."""
-        self._closing = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self._quiet.wait()
-        for stream in self._streams:
-            stream.interrupt("the proxy was stopped")
-        self._stopped = True
-        for task in self._waiting:
-            task.cancel()
-
-    @property
-    def busy(self) -> int:
-        return self._busy
-
     @property
     def key_needed(self) -> bool:
         config = self._config
@@ -176,73 +169,75 @@ class Doors:
         return receipt.id
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
-        receipt = Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona.lower())
-        hold: Hold | None = None
-        asked: ChatRequest | None = None
-        chat: Chat | None = None
+        """A chat, or the count of its tokens: however it ends, its receipt says how."""
+        turn = Turn(
+            Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona.lower()),
+            time.monotonic(),
+        )
+        receipt = turn.receipt
         request[REQUEST_ID] = receipt.id
-        begun = time.monotonic()
-        self._busy += 1
-        self._quiet.clear()
-        task = this_task()
-        self._waiting.add(task)
         try:
-            if self._closing:
-                raise stopping()
-            if wrong := wrong_type(request.headers):
-                raise wrong
-            client = self.who_asks(request.headers)
-            receipt.key_id, receipt.key = client.key_id, client.name
-            hold = self._budgets.open(client.key_id, client.limits)
-            client.check_persona(door.persona)
-            self._upstream.warm(self._base_url)
-            asked = await self._read(request, door)
-            receipt.model = asked.model
-            if not door.counting:
-                self._receipts.begin(receipt)
-                if chat := self._chats.recognise(asked.body, client.key_id, receipt.at):
-                    receipt.chat = chat.id
-            path = COUNT_TOKENS if door.counting else MESSAGES
-            reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt, hold))
-            if self._recorder is None:
-                asked = None  # nobody needs it while the reply comes
-            receipt.status = reply.status
-            reply.headers["x-receipt"] = receipt.id
-            if receipt.cache:
-                reply.headers |= receipt.cache.headers()
-            if reply.stream is None:
-                receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
-                return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-            self._waiting.discard(task)
-            return await self._stream(request, reply, reply.stream, receipt, begun)
+            with self._traffic.request():
+                return await self._converse(request, door, turn)
         except ProxyError as error:
-            receipt.status = error.status
-            receipt.ended = "error"
+            receipt.status, receipt.ended = error.status, "error"
             error.headers["x-receipt"] = receipt.id
             raise
         except asyncio.CancelledError:
-            if self._stopped and task in self._waiting:
-                task.uncancel()
-                receipt.status, receipt.ended = 503, "error"
-                raise stopping() from None
             receipt.status = receipt.status or 499  # as nginx writes it: the front end left before an answer began
             receipt.ended = receipt.ended or "client_left"
             raise
         finally:
-            self._waiting.discard(task)
-            self._busy -= 1
-            if not self._busy:
-                self._quiet.set()
-            receipt.status, receipt.ended = receipt.status or 500, receipt.ended or "error"
-            receipt.duration_ms = round((time.monotonic() - begun) * 1000)
-            if hold is None:  # no key, or too many requests of one
-                self._receipts.add_stranger(receipt)
-            else:
-                hold.settle(receipt)
-                self._receipts.add(receipt, chat)
-            if self._recorder is not None and asked is not None and not asked.counting:
-                self._recorder.record(receipt.at, request.path, asked, receipt.usage)
-            log.info("%s", receipt.line())
+            self._enter(turn, request.path)
+
+    async def _converse(self, request: web.Request, door: Door, turn: Turn) -> web.StreamResponse:
+        if wrong := wrong_type(request.headers):
+            raise wrong
+        receipt, client = turn.receipt, self.who_asks(request.headers)
+        receipt.key_id, receipt.key = client.key_id, client.name
+        turn.hold = hold = self._budgets.open(client.key_id, client.limits)
+        client.check_persona(door.persona)
+        self._upstream.warm(self._base_url)
+        asked = await self._read(request, door)
+        receipt.model = asked.model
+        if not door.counting:
+            self._receipts.begin(receipt)
+            if chat := self._chats.recognise(asked.body, client.key_id, receipt.at):
+                turn.chat, receipt.chat = chat, chat.id
+            if self._recorder is not None:
+                turn.asked = asked
+        path = COUNT_TOKENS if door.counting else MESSAGES
+        reply = await self._relay.exchange(Asked(client, asked, request.headers, path, receipt, hold))
+        del asked  # nobody needs it while the reply comes
+        receipt.status, receipt.ttft_ms = reply.status, turn.milliseconds
+        reply.headers["x-receipt"] = receipt.id
+        if receipt.cache:
+            reply.headers |= receipt.cache.headers()
+        if reply.stream is None:
+            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        headers = {**reply.headers, "Cache-Control": "no-store"}
+        response = web.StreamResponse(status=reply.status, headers=headers)
+        try:
+            with self._traffic.streaming(reply.stream):
+                if not await self._send(request, response, reply.stream.chunks()):
+                    receipt.ended = "client_left"
+        finally:
+            reply.stream.close()
+        return response
+
+    def _enter(self, turn: Turn, path: str) -> None:
+        """A turn has ended: what it cost, its receipt, its line in the log."""
+        receipt = turn.receipt
+        receipt.status, receipt.ended = receipt.status or 500, receipt.ended or "error"
+        receipt.duration_ms = turn.milliseconds
+        if turn.hold is None:
+            self._receipts.add_stranger(receipt)
+        else:
+            turn.hold.settle(receipt)
+            self._receipts.add(receipt, turn.chat)
+        if self._recorder is not None and turn.asked is not None:
+            self._recorder.record(receipt.at, path, turn.asked, receipt.usage)
+        log.info("%s", receipt.line())
 
     async def _read(self, request: web.Request, door: Door) -> ChatRequest:
         parse = partial(
@@ -259,32 +254,25 @@ class Doors:
         await asyncio.to_thread(self._chats.read_ahead, asked.body)
         return asked
 
-    async def _stream(
-        self, request: web.Request, reply: Reply, stream: Stream, receipt: Receipt, begun: float
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(status=reply.status, headers={**reply.headers, "Cache-Control": "no-store"})
-        self._streams.add(stream)
+    async def _send(self, request: web.Request, response: web.StreamResponse, chunks: AsyncGenerator[bytes]) -> bool:
+        """Send these as they come. Whether all were sent; else the connection is cut, so that nobody takes them for
+        whole."""
         try:
             await response.prepare(request)
             transport = request.transport
-            async with aclosing(stream.chunks()) as chunks:
+            async with aclosing(chunks):
                 async for chunk in chunks:
-                    if receipt.ttft_ms is None:
-                        receipt.ttft_ms = round((time.monotonic() - begun) * 1000)
                     if slow(transport) or len(chunk) > STALLED_BYTES:
                         async with asyncio.timeout(self._patience.reader):
                             await response.write(chunk)
                     else:
                         await response.write(chunk)
             await response.write_eof()
-        except (ConnectionError, TimeoutError):
-            receipt.ended = "client_left"
+        except (Broken, Silence, ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
-        finally:
-            self._streams.discard(stream)
-            stream.close()
-        return response
+            return False
+        return True
 
     async def _list_models(self, request: web.Request, door: Door) -> web.StreamResponse:
         """The live list where an account can read it within a few seconds, else the table's."""
@@ -337,15 +325,7 @@ class Doors:
             return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         try:
-            await response.prepare(request)
-            async with aclosing(reply.chunks()) as chunks:
-                async for chunk in chunks:
-                    async with asyncio.timeout(self._patience.reader):
-                        await response.write(chunk)
-            await response.write_eof()
-        except (Broken, Silence, ConnectionError, TimeoutError):
-            if request.transport is not None:
-                request.transport.abort()  # so that nobody takes it for whole
+            await self._send(request, response, reply.chunks())
         finally:
             reply.close()
         return response
@@ -362,17 +342,6 @@ class Doors:
                 "warnings": len(self._accounts.warnings),
             }
         )
-
-
-def this_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("a handler runs in a task")
-    return task
-
-
-def stopping() -> ProxyError:
-    return ProxyError(503, "The proxy is being stopped. Start it again, then send again.", headers=guard.CLOSE)
 
 
 async def other_methods(request: web.Request) -> set[str]:

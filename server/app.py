@@ -47,6 +47,7 @@ from server.rewrite import BESIDE, STEPS, Options, step_name
 from server.signin import SignIn
 from server.start import StartRefused, oauth_settings, prepare_folder
 from server.trace import TraceRecorder
+from server.traffic import Traffic
 from server.upstream import Patience, Upstream, UpstreamFailed
 from server.usage import Receipts
 
@@ -61,6 +62,7 @@ class Parts:
 
     app: web.Application
     doors: Doors
+    traffic: Traffic
     owner: Owner
     accounts: Accounts
     first_key: str = ""
@@ -135,6 +137,7 @@ def build(
     if recorder:
         warnings = [*warnings, recorder.warning]
         log.warning("%s", recorder.warning)
+    traffic = Traffic()
     chats = Chats(owner.admin_token.encode(), books.chats())
     doors = Doors(
         config,
@@ -147,6 +150,7 @@ def build(
         chats,
         upstream,
         relay,
+        traffic,
         base_url,
         recorder,
         patience=patience,
@@ -179,7 +183,7 @@ def build(
     app[book_pages.BOOKS] = books
     pages.attach(app)
     app[metrics_page.METRICS] = metrics
-    app[metrics_page.BUSY] = lambda: doors.busy
+    app[metrics_page.BUSY] = lambda: traffic.busy
     app.add_routes(metrics_page.routes())
     receipts.when_changed(app[live_pages.NEWS].changed)
     app.add_routes(doors.routes())
@@ -206,7 +210,7 @@ def build(
         keys.close()
 
     app.cleanup_ctx.append(run_parts)
-    return Parts(app, doors, owner, accounts, first_key)
+    return Parts(app, doors, traffic, owner, accounts, first_key)
 
 
 def step_options(config: Config) -> Options:

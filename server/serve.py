@@ -79,11 +79,11 @@ async def drain(screen: Lines, runner: Runner, parts: Parts, stop: Stop) -> None
     """Stop listening, let streams finish, then leave. A second signal leaves at once."""
     for site in list(runner.sites):
         await site.stop()
-    if busy := parts.doors.busy:
+    if busy := parts.traffic.busy:
         screen.add(
             f"Stopping when {busy} open repl{'y has' if busy == 1 else 'ies have'} ended; Ctrl+C again to leave now."
         )
-    finishing = asyncio.create_task(parts.doors.drain(DRAIN_SECONDS))
+    finishing = asyncio.create_task(parts.traffic.drain(DRAIN_SECONDS))
     insisted = asyncio.create_task(stop.insisted.wait())
     await asyncio.wait([finishing, insisted], return_when=asyncio.FIRST_COMPLETED)
     for task in (finishing, insisted):

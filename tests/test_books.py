@@ -411,7 +411,7 @@ async def test_the_books_equal_the_upstreams_usage_to_the_token(tmp_path, anthro
         anthropic.answer = lambda seen: told_reply(told[int(said(seen.body["messages"][-1]["content"]))])
         for start in range(0, count, 25):
             await asyncio.gather(*(one(i) for i in range(start, start + 25)))
-        await proxy.parts.doors.drain(30)
+        await proxy.parts.traffic.drain(30)
         for by in ("model", "day"):
             booked = (await proxy.owner("GET", f"/api/usage?by={by}")).json["rows"]
             assert sum(row["requests"] for row in booked) == count

@@ -327,7 +327,7 @@ async def test_hang_ups_at_every_stage_never_overspend(proxy, anthropic):
         for task in rng.sample(tasks, 5):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    await proxy.parts.doors.drain(10)
+    await proxy.parts.traffic.drain(10)
     began = [row for row in await proxy.receipts() if row["tokens"]["input_tokens"]]
     assert began
     assert sum(row["usd"] for row in began) <= 0.10

@@ -652,10 +652,10 @@ async def test_at_the_end_open_streams_get_a_word_and_who_waits_an_answer(tmp_pa
 
         fake.will(stream(FIRST, gate=asyncio.Event()), never)
         streamed = asyncio.create_task(proxy.ask(stream=True))
-        await until(lambda: proxy.parts.doors.busy == 1 and len(fake.seen) == 1)
+        await until(lambda: proxy.parts.traffic.busy == 1 and len(fake.seen) == 1)
         waiting = asyncio.create_task(proxy.ask())
         await until(lambda: len(fake.seen) == 2)
-        draining = asyncio.create_task(proxy.parts.doors.drain(0.2))
+        draining = asyncio.create_task(proxy.parts.traffic.drain(0.2))
         await asyncio.sleep(0.05)
         late = await proxy.ask()
         await draining
