@@ -306,8 +306,11 @@ class Budgets:
         spent.warned = spent.day
 
     def price_of(self, receipt: Receipt, usage: Mapping[str, Any], model: Model | None) -> float:
-        priced = price(self._models, receipt.model, usage) or (cost(model, usage) if model else None)
-        return priced[0] if priced else 0.0
+        """What a key is charged for a reply; without the fee of a tool whose price is not known."""
+        for told in (usage, {**usage, "server_tool_use": None}):
+            if priced := price(self._models, receipt.model, told) or (cost(model, told) if model else None):
+                return priced[0]
+        return 0.0
 
 
 def over(line: Line, left: float, now: float) -> OverBudget:

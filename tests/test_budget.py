@@ -514,6 +514,15 @@ async def test_no_key_and_a_key_without_limits_meet_no_budget(proxy, anthropic):
     assert [seen.path for seen in anthropic.seen] == ["/v1/messages"] * 2
 
 
+async def test_tokens_are_charged_also_where_the_fee_of_a_tool_is_not_known(proxy, anthropic):
+    key = await make_key(proxy)
+    usage = {"input_tokens": 1_000_000, "server_tool_use": {"of_tomorrow": 1}}
+    anthropic.will(stream(*reply_events("Found.", usage=usage, output=0)))
+    await chat(proxy, key, stream=True)
+    assert (await used_by(proxy, key["id"]))["usd_today"] == pytest.approx(3)
+    assert (await proxy.receipts())[0]["usd"] is None
+
+
 # -- what a key may use
 
 
