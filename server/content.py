@@ -60,7 +60,11 @@ def answers_tools(message: Mapping[str, Any]) -> bool:
 
 
 def loop_start(messages: list[Message]) -> int:
-    """Where the open tool loop at the end begins: behind the last message in which a person speaks."""
+    """Where the open tool loop at the end begins: behind the last message in which a person speaks. There is none where
+    the assistant's words stand at the end."""
+    ending = as_blocks(messages[-1].get("content")) if messages and messages[-1].get("role") == "assistant" else []
+    if ending and "tool" not in str(ending[-1].get("type")):  # neither a call nor what a server's tool brought
+        return len(messages)
     for i in range(len(messages) - 1, -1, -1):
         if messages[i].get("role") == "user" and not answers_tools(messages[i]):
             return i + 1

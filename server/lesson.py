@@ -17,7 +17,7 @@ MOST_LESSONS = 8  # of one request: whoever refuses more than that is not to be 
 NEVER_LEFT_OUT = {"model", "messages", "max_tokens", "system", "stream", "thinking", "tools"}
 NEEDED_INSIDE = {
     *("type", "role", "content", "text", "source", "data", "media_type", "url", "file_id", "id", "name", "input"),
-    *("tool_use_id", "input_schema", "thinking", "signature", "budget_tokens"),
+    *("tool_use_id", "input_schema", "description", "thinking", "signature", "budget_tokens"),
 }
 
 
@@ -139,7 +139,8 @@ def sent_with_limit(sent: ChatRequest, pixels: int) -> bool:
 
 def prefill(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     if "prefill" in words or "must end with a user" in words or "last message must be" in words:
-        return Lesson("prefill", "", "the opening words of its reply", "asked for them in words instead")
+        lasting = not re.search(r"thinking|format|structured", words)  # only together with those
+        return Lesson("prefill", "", "the opening words of its reply", "asked for them in words instead", lasting)
     return None
 
 
@@ -224,7 +225,9 @@ def system_role(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     if not any(m.get("role") == "system" for m in sent.body["messages"]):
         return None
     if re.search(r"role[^.]{0,20}system|'system'|\"system\"|system message|\.role\b", words):
-        return Lesson("system_messages", "", "system messages inside the chat", "sent them as marked user text")
+        lasting = not re.search(r"precede|follow|end the array", words)  # else only where they stand
+        did = "sent them as marked user text"
+        return Lesson("system_messages", "", "system messages inside the chat", did, lasting)
     return None
 
 
@@ -273,9 +276,10 @@ def marks(words: str, message: str, sent: ChatRequest) -> Lesson | None:
         return None
     if most := re.search(r"maximum of (\d) block", words):
         return Lesson("marks", most[1], "so many cache marks", f"kept {most[1]}")
+    lasting = not re.search(r"empty|thinking|come after|different", words)  # where they stand, not that they do
     if "ttl" in words and "ttl" in str(list(all_marks(sent.body))):
-        return Lesson("ttl", "", "the lifetime of cache marks", "left it out")
-    return Lesson("marks", "0", "cache marks", "left them out")
+        return Lesson("ttl", "", "the lifetime of cache marks", "left it out", lasting)
+    return Lesson("marks", "0", "cache marks", "left them out", lasting)
 
 
 def all_marks(value: Any) -> Iterator[Any]:
@@ -299,7 +303,11 @@ def tool_kind(words: str, message: str, sent: ChatRequest) -> Lesson | None:
         named = [kind for kind in kinds if kind.startswith("web_search")]
     if not named or not REFUSES.search(words):
         return None
-    return Lesson(f"tool {' '.join(named)}", " ".join(named), f"the tool {', '.join(named)}", "left it out")
+    of_a_field = re.match(r"tools\.\d+\.\w+\.\w", message)
+    if of_a_field and (field := any_field(words, message, sent)):
+        return field
+    listed = ", ".join(named)
+    return Lesson(f"tool {' '.join(named)}", " ".join(named), f"the tool {listed}", "left it out", not of_a_field)
 
 
 def block_kind(words: str, message: str, sent: ChatRequest) -> Lesson | None:

@@ -268,11 +268,49 @@ def test_thinking_sent_back_goes_outside_tool_calls_first():
     assert lesson(words, asked()) is None
 
 
+@pytest.mark.parametrize(
+    ("words", "body", "rule"),
+    [
+        ("output_config.format: Structured outputs and prefill cannot be combined.", {}, "prefill"),
+        ("Prefill is not supported while thinking is enabled.", {}, "prefill"),
+        (
+            "messages.1: role 'system' must precede an 'assistant' message or end the array",
+            {"messages": [HELLO, NOTE, HELLO]},
+            "system_messages",
+        ),
+        ("messages.0.content.0.text: cache_control cannot be set for empty text blocks", {}, "marks"),
+        (
+            "messages.0.content.0.cache_control.ttl: a ttl='1h' cache_control block must not come after a ttl='5m' one",
+            {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+            "ttl",
+        ),
+        (
+            "tools.0.web_search_20250305.name: Input should be 'web_search'",
+            {"tools": [{**SEARCH, "name": "search"}]},
+            "tool web_search_20250305",
+        ),
+    ],
+)
+def test_what_was_only_out_of_place_is_not_held_against_the_model(words, body, rule):
+    found = lesson(words, asked(**body))
+    assert (found.rule, found.lasting) == (rule, False)
+
+
+def test_of_a_tool_that_is_known_only_the_field_goes():
+    words = "tools.0.web_search_20250305.max_fuss: Extra inputs are not permitted"
+    found = lesson(words, asked(tools=[{**SEARCH, "max_fuss": 1}]))
+    assert (found.rule, found.lasting) == ("field tools.*.max_fuss", True)
+    needed = lesson(words.replace("max_fuss", "description"), asked(tools=[{**SEARCH, "description": "x"}]))
+    assert (needed.rule, needed.lasting) == ("tool web_search_20250305", False)
+
+
 def test_the_open_tool_loop_begins_behind_the_last_words_of_a_person():
     call, result = assistant({"type": "tool_use"}), user({"type": "tool_result"})
     assert loop_start([HELLO, call, result]) == 1
     assert loop_start([HELLO, call, result, assistant("So."), HELLO]) == 5
     assert loop_start([call, result]) == 0
+    assert loop_start([HELLO, call]) == 1
+    assert loop_start([HELLO, call, result, assistant("So")]) == 4  # a reply to be continued: the loop is closed
 
 
 def test_the_receipt_names_what_was_learned():
