@@ -247,6 +247,7 @@ class Doors:
             version=request.headers.get("anthropic-version", ""),
             betas=",".join(request.headers.getall("anthropic-beta", ())),
             counting=door.counting,
+            skip=self._config.skip_steps,
         )
         if len(parse.args[0]) <= LARGE:
             return parse()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -108,16 +108,35 @@ class ChatRequest:
 
     @classmethod
     def parse(
-        cls, raw: bytes, *, persona: str = "", version: str = "", betas: str = "", counting: bool = False
+        cls,
+        raw: bytes,
+        *,
+        persona: str = "",
+        version: str = "",
+        betas: str = "",
+        counting: bool = False,
+        skip: Collection[str] = (),
     ) -> ChatRequest:
-        """The request as the front end sent it. Raises ProxyError 400 naming what is wrong with it."""
-        body, mended = read_json(raw)
-        require_messages_shape(body)
-        changes = (Change("mend_text", mended),) if mended else ()
-        return cls.bare(version, betas, body=body, persona=persona, counting=counting, size=len(raw), changes=changes)
+        """The request as the front end sent it, mended where it could not be read otherwise; `skip` names the mendings
+        to leave out. Raises ProxyError 400 naming what is wrong with it."""
+        body, mended = read_json(raw, mend="mend_text" not in skip)
+        changes = [Change("mend_text", mended)] if mended else []
+        try:
+            require_messages_shape(body)
+        except ProxyError:
+            shaped = body if "mend_shape" in skip else with_known_shapes(body)
+            mended = ", ".join(sorted(key for key in shaped if repr(shaped[key]) != repr(body.get(key))))
+            if not mended:
+                raise
+            require_messages_shape(shaped)
+            changes.append(Change("mend_shape", f"Wrote as the API spells it what came in another shape: {mended}."))
+            body = shaped
+        return cls.bare(
+            version, betas, body=body, persona=persona, counting=counting, size=len(raw), changes=tuple(changes)
+        )
 
 
-def read_json(raw: bytes) -> tuple[dict[str, Any], str]:
+def read_json(raw: bytes, *, mend: bool = True) -> tuple[dict[str, Any], str]:
     """The JSON object in `raw`, and what had to be mended in it ("" if nothing).
 
     Refused with a 400: anything but UTF-8 (a byte order mark is skipped), NaN and infinities, numbers beyond a double,
@@ -128,7 +147,7 @@ def read_json(raw: bytes) -> tuple[dict[str, Any], str]:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raw, count = replace_lone_surrogates(raw)
+        raw, count = replace_lone_surrogates(raw) if mend else (raw, 0)
         if not count:
             raise bad_json(error) from None
         mended = f"Replaced {count} broken character{'s' if count > 1 else ''} (half of an emoji) that Claude refuses."
@@ -178,6 +197,46 @@ def deeper_than(value: Any, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def with_known_shapes(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which bare texts, bare blocks and numbers written as text stand as the API spells them."""
+    new = dict(body)
+    if isinstance(messages := body.get("messages"), list):
+        new["messages"] = [
+            {**message, "content": as_content(message.get("content"))} if isinstance(message, dict) else message
+            for message in messages
+        ]
+    if body.get("system") is not None:
+        new["system"] = as_content(body["system"])
+    if isinstance(stop := body.get("stop_sequences"), str):
+        new["stop_sequences"] = [stop]
+    if isinstance(choice := body.get("tool_choice"), str):
+        new["tool_choice"] = {"type": choice}
+    longest = body.get("max_tokens")
+    if (isinstance(longest, str) and longest.isascii() and longest.isdigit() and len(longest) < 10) or (
+        isinstance(longest, float) and longest.is_integer()
+    ):
+        new["max_tokens"] = int(longest)
+    return new
+
+
+def as_content(given: Any) -> Any:
+    """Text or a list of blocks, where it can be understood as such: a text or a block alone, texts among blocks, a
+    block without its type, nothing at all."""
+    if given is None:
+        return ""
+    if not isinstance(given, list | dict):
+        return given
+    parts = given if isinstance(given, list) else [given]
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "text", **part}
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+        else part
+        for part in parts
+    ]
 
 
 def require_messages_shape(body: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ from server.request import ChatRequest, read_json
 from tests.fakes import ASK
 
 
-def refusal(raw: bytes) -> ProxyError:
+def refusal(raw: bytes, skip: tuple[str, ...] = ()) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
-        ChatRequest.parse(raw)
+        ChatRequest.parse(raw, skip=skip)
     return caught.value
 
 
@@ -71,10 +71,9 @@ def test_the_place_of_a_syntax_error_is_named():
         ({"messages": [{"role": "user", "content": "hi"}] * 100_001}, "messages"),
         ({"messages": ["hi"]}, "messages.0"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
-        ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [7]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"text": 7}]}]}, "messages.0.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -91,6 +90,44 @@ def test_a_field_that_cannot_be_read_is_named(changes, field):
     assert refusal(raw(**changes)).message.startswith(f"{field}:")
 
 
+TEXT = {"type": "text", "text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"messages": [{"role": "user", "content": ["x", TEXT]}]}, [{"role": "user", "content": [TEXT, TEXT]}]),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, [{"role": "user", "content": [TEXT]}]),
+        ({"messages": [{"role": "user", "content": TEXT}]}, [{"role": "user", "content": [TEXT]}]),
+        (
+            {"messages": [{"role": "user"}, {"role": "user", "content": "x"}]},
+            [
+                {"role": "user", "content": ""},
+                {"role": "user", "content": "x"},
+            ],
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, [{"role": "user", "content": ""}]),
+        ({"system": ["x", TEXT]}, [TEXT, TEXT]),
+        ({"system": TEXT}, [TEXT]),
+        ({"stop_sequences": "END"}, ["END"]),
+        ({"tool_choice": "auto"}, {"type": "auto"}),
+        ({"max_tokens": "450"}, 450),
+        ({"max_tokens": 450.0}, 450),
+    ],
+)
+def test_what_can_be_understood_is_written_as_the_api_spells_it_and_named(changes, read):
+    (key,) = changes
+    request = ChatRequest.parse(raw(**changes))
+    assert request.body[key] == read
+    assert [(change.name, key in change.detail) for change in request.changes] == [("mend_shape", True)]
+    assert refusal(raw(**changes), skip=("mend_shape",)).message.startswith(key)
+
+
+def test_what_is_right_beside_it_stays_as_it_was():
+    request = ChatRequest.parse(raw(system=["x"], temperature=0.7, stop_sequences=[], candour=[1]))
+    assert request.body == {**ASK, "system": [TEXT], "temperature": 0.7, "stop_sequences": [], "candour": [1]}
+
+
 def test_null_means_not_set():
     assert ChatRequest.parse(raw(stream=None, max_tokens=None, system=None, tools=None)).body["stream"] is None
 
@@ -104,6 +141,7 @@ def test_a_broken_half_of_an_emoji_is_replaced_and_named():
     request = ChatRequest.parse(body)
     assert request.body["messages"][0]["content"] == "a \ufffd b \\ud83d c \U0001f600 \ufffd"
     assert request.changes[0].detail.startswith("Replaced 2 broken characters")
+    assert "valid JSON" in refusal(body, skip=("mend_text",)).message
 
 
 def test_of_duplicate_keys_the_last_wins():

@@ -74,6 +74,7 @@ def step_name(step: Step) -> str:
 # Changes that receipts name besides those of the steps.
 BESIDE = {
     "mend_text": "Replaces halves of emojis, which front ends cut apart now and then and Claude refuses.",
+    "mend_shape": "Writes texts, blocks and numbers as the API spells them where they come in another shape.",
     "plan_cache": "Takes out the front end's cache marks and places those that pay (setting `cache_planner`).",
     "ask_why": "Asks Anthropic's API to say why the cache is missed, if it is (setting `cache_diagnostics`).",
     "learn": "Mends what the model has just refused, tries once more before anything reached you, and remembers it.",
