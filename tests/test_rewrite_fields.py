@@ -3,6 +3,8 @@ import pytest
 from server.rewrite.fields import fit_fields
 from tests.steps import HELLO, asked, details, knowing, text, user
 
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
+
 
 def changed(context=None, **body):
     request = asked(**body)
@@ -73,10 +75,15 @@ def test_keys_that_blocks_and_messages_do_not_have_are_left_out():
     assert changed(system=[text("Be kind.", index=0)]) == {"system": [text("Be kind.")]}
 
 
-def test_pictures_in_openais_spelling_become_ours():
-    picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+def test_pictures_and_texts_in_openais_spelling_become_ours():
+    pictures = (
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        {"type": "input_image", "image_url": "https://example.org/a.png"},
+    )
     ours = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
-    assert changed(messages=[user("Look", picture)]) == {"messages": [user("Look", ours)]}
+    look = {"type": "input_text", "text": "Look"}
+    assert changed(messages=[user(look, *pictures)]) == {"messages": [user("Look", ours, ours)]}
+    assert changed(system=[look]) == {"system": [text("Look")]}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +100,7 @@ def test_pictures_in_openais_spelling_become_ours():
         ({"stop_sequences": [" "]}, {"stop_sequences": "gone"}),
         ({"output_config": {"effort": "low", "mood": 1}}, {"output_config": {"effort": "low"}}),
         ({"output_config": {"mood": 1}}, {"output_config": "gone"}),
+        ({"output_config": {"format": {**FORM, "name": "x", "strict": True}}}, {"output_config": {"format": FORM}}),
     ],
 )
 def test_values_the_api_would_refuse_are_mended(given, kept):

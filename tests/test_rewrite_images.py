@@ -147,3 +147,10 @@ def test_the_size_of_a_jpeg_is_found_behind_a_thumbnail():
     raw = base64.b64decode(picture("JPEG", (321, 123)))
     thumbnail = b"\xff\xe1" + (2 + len(raw)).to_bytes(2, "big") + raw
     assert jpeg_size(raw[:2] + thumbnail + raw[2:]) == (321, 123)
+
+
+def test_an_address_with_more_beside_it_goes_alone():
+    address = {"type": "url", "url": "https://example.org/a.png"}
+    request, (block,) = sent({"type": "image", "source": {**address, "media_type": "image/png"}})
+    assert block["source"] == address
+    assert details(request) == ["Mended how a picture was written."]

@@ -72,3 +72,14 @@ def test_what_an_upstream_refused_is_kept_to():
     assert fitted([Lesson("marks", "1", "", "")], messages=[user(*lines)]) == [("3", "1h")]
     assert fitted([Lesson("marks", "0", "", "")], messages=[user(*lines)]) == []
     assert fitted([Lesson("ttl", "", "", "")], messages=[user(*lines)]) == [(str(i), "5m") for i in range(4)]
+
+
+def test_marks_inside_the_results_of_tools_count_too():
+    inner = {"type": "tool_result", "tool_use_id": "a", "content": [marked(text("4")), text("5")]}
+    system = [marked(text(name)) for name in "abcd"]
+    body = fit_marks(asked(system=system, messages=[user(inner)]), knowing()).body
+    assert [block["text"] for block in body["system"] if "cache_control" in block] == ["a", "c", "d"]
+    assert body["messages"] == [user(inner)]
+    late = {**inner, "content": [marked(text("4"), "1h"), text("5")]}
+    body = fit_marks(asked(system=[marked(text("a"), "5m")], messages=[user(late)]), knowing()).body
+    assert body["messages"][0]["content"][0]["content"] == [marked(text("4")), text("5")]

@@ -54,3 +54,10 @@ def test_an_upstream_that_refused_them_gets_them_otherwise():
     joined = Lesson("alternate", "", "", "")
     assert sent([assistant("Maren waves."), HELLO], lessons=[first])["messages"][0] == user("[Start of the chat]")
     assert sent([HELLO, user("Well?")], lessons=[joined])["messages"] == [user("Hello", "Well?")]
+
+
+def test_a_document_of_the_assistants_moves_where_the_version_refuses_it():
+    page = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
+    chat = [HELLO, assistant("Read.", page), user("And?")]
+    assert sent(chat)["messages"] == chat
+    assert sent(chat, version="2026-10-21")["messages"] == [HELLO, assistant("Read."), user(page, "And?")]

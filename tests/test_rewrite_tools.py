@@ -36,7 +36,21 @@ def test_tools_in_order_pass_as_they_are():
             [{"type": "function", "function": {"name": "look_up", "description": "x", "parameters": SCHEMA}}],
             [{**TOOL, "description": "x"}],
         ),
+        ([{"name": "look_up", "parameters": SCHEMA}], [TOOL]),
         ([{"description": "nameless"}], None),
+        (
+            [
+                {
+                    "name": "x",
+                    "input_schema": {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}]},
+                }
+            ],
+            [{"name": "x", "input_schema": {"type": "object", "properties": {"a": {}}}}],
+        ),
+        (
+            [{"name": "x", "input_schema": {"oneOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}}],
+            [{"name": "x", "input_schema": {"type": "object", "properties": {"a": {}, "b": {}}}}],
+        ),
     ],
 )
 def test_tools_are_mended(given, kept):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from server.content import Block, Message, with_blocks, with_messages
+from server.content import Block, Message, text_block, with_blocks, with_messages
 from server.models import Model
 from server.request import ChatRequest
 from server.rewrite.context import Context
@@ -74,6 +74,7 @@ BLOCK_KEYS: Mapping[str, frozenset[str]] = {
         "tool_reference": "tool_name",
     }.items()
 } | {"thinking": frozenset({"type", "thinking", "signature"}), "redacted_thinking": frozenset({"type", "data"})}
+OPENAIS = ("image_url", "input_image", "input_text", "output_text")  # types of blocks
 
 
 def fit_fields(request: ChatRequest, context: Context) -> ChatRequest:
@@ -121,7 +122,7 @@ def is_plain(request: ChatRequest) -> bool:
 
 def is_known(kind: str, *keys: str) -> bool:
     """Whether blocks of this type, with these keys, pass as they are."""
-    return kind != "image_url" and BLOCK_KEYS.get(kind, frozenset(keys)).issuperset(keys)
+    return kind not in OPENAIS and BLOCK_KEYS.get(kind, frozenset(keys)).issuperset(keys)
 
 
 def bare_message(message: Message) -> Message:
@@ -178,19 +179,24 @@ def output_config(value: Any, betas: set[str]) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
     known = {"effort", "format"} | ({"task_budget"} & betas)
-    kept = {
+    kept: dict[str, Any] = {
         key: part
         for key, part in value.items()
         if key in known and (part is None or isinstance(part, str if key == "effort" else dict))
     }
+    form = kept.get("format") or {}
+    if form.get("type") == "json_schema":  # OpenAI's has a name as well
+        kept["format"] = {key: part for key, part in form.items() if key in ("type", "schema")}
     return value if kept == value else kept or None
 
 
 def known_keys(block: Block) -> list[Block]:
-    """A block without keys that its kind does not have; pictures as OpenAI's API spells them become ours."""
+    """A block without keys that its kind does not have; texts and pictures as OpenAI's API spells them become ours."""
     kind = block.get("type")
-    if kind == "image_url" and (url := image_url(block)):
+    if kind in ("image_url", "input_image") and (url := image_url(block)):
         return [{"type": "image", "source": {"type": "url", "url": url}}]
+    if kind in ("input_text", "output_text") and isinstance(block.get("text"), str):
+        return [text_block(block["text"])]
     keys = BLOCK_KEYS.get(str(kind))
     if keys is None or block.keys() <= keys:
         return [block]

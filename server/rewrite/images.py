@@ -81,8 +81,10 @@ def fitted(source: Any, most_pixels: int) -> tuple[dict[str, Any], str]:
     address = source.get("url")
     if isinstance(address, str) and address.startswith("data:"):
         source = {"type": "base64", "data": address}
-    if source.get("type") in ("url", "file") and isinstance(source.get("url") or source.get("file_id"), str):
-        return source, ""
+    for kind, name in (("url", "url"), ("file", "file_id")):
+        if source.get("type") == kind and isinstance(source.get(name), str):
+            new = {"type": kind, name: source[name]}
+            return (source, "") if new == source else (new, "mended how a picture was written")
     given = source.get("data")
     if not isinstance(given, str):
         raise Hopeless("it has no content")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from server.content import THOUGHTS, Block, as_blocks, is_blank
+from server.content import THOUGHTS, Block, as_blocks, inner_blocks, is_blank
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
@@ -36,7 +36,9 @@ def markable(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield from body.get("tools") or ()
     yield from as_blocks(body.get("system"))
     for message in body["messages"]:
-        yield from as_blocks(message.get("content"))
+        for block in as_blocks(message.get("content")):
+            yield from inner_blocks(block)
+            yield block
     yield body
 
 
@@ -84,10 +86,16 @@ def with_marks(body: Mapping[str, Any], marks: Iterator[Mark | None]) -> dict[st
         bare = {key: value for key, value in thing.items() if key != "cache_control"}
         return {**bare, "cache_control": mark} if mark else bare
 
+    def with_inner(block: Block) -> Block:
+        if not inner_blocks(block):
+            return block
+        inner = [with_mark(part) if isinstance(part, dict) else part for part in block["content"]]
+        return block if same(inner, block["content"]) else {**block, "content": inner}
+
     def with_all(content: Any) -> Any:
         blocks = as_blocks(content)
-        changed: list[Block] = [with_mark(block) for block in blocks]
-        return content if all(a is b for a, b in zip(blocks, changed, strict=True)) else changed
+        changed: list[Block] = [with_mark(with_inner(block)) for block in blocks]
+        return content if same(changed, blocks) else changed
 
     new = dict(body)
     if body.get("tools"):
@@ -101,3 +109,8 @@ def with_marks(body: Mapping[str, Any], marks: Iterator[Mark | None]) -> dict[st
         for message in body["messages"]
     ]
     return dict(with_mark(new))
+
+
+def same(new: Iterable[Any], old: Iterable[Any]) -> bool:
+    """Whether these are the very same objects."""
+    return all(a is b for a, b in zip(new, old, strict=True))

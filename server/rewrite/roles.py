@@ -11,8 +11,8 @@ START = "[Start of the chat]"
 
 def fit_roles(request: ChatRequest, context: Context) -> ChatRequest:
     """Puts system messages where the model takes them: those at the very beginning into `system`, those in the middle
-    stay where the model knows such, and become user text marked as “System note” elsewhere. Pictures and documents in
-    the assistant's messages move into the user's next one."""
+    stay where the model knows such, and become user text marked as “System note” elsewhere. Pictures in the assistant's
+    messages move into the user's next one, and so do documents under version 2026-10-21."""
     model = context.model_of(request)
     messages = request.body["messages"]
     if model is None:
@@ -30,7 +30,8 @@ def fit_roles(request: ChatRequest, context: Context) -> ChatRequest:
             **({"system": system} if system else {}),
         )
         messages = request.body["messages"]
-    moved = move_pictures(messages) if request.has("image", "document") else messages
+    kinds = ("image",) if request.version == ChatRequest.version else ("image", "document")
+    moved = move_pictures(messages, kinds) if request.has(*kinds) else messages
     if moved != messages:
         request = request.but("fit_roles", "Moved pictures out of the assistant's messages.", messages=moved)
     inside = any(message["role"] == "system" for message in moved)
@@ -76,17 +77,17 @@ def as_note(block: Block) -> Block:
     return {**kept, "text": f"[System note: {block['text']}]"}
 
 
-def move_pictures(messages: list[Message]) -> list[Message]:
-    """No image or document in an assistant's message: the API takes them from users alone."""
+def move_pictures(messages: list[Message], kinds: tuple[str, ...]) -> list[Message]:
+    """No block of these kinds in an assistant's message: the API takes them from users alone."""
     new: list[Message] = []
     waiting: list[Block] = []
     for message in messages:
         if message["role"] == "assistant":
             blocks = as_blocks(message.get("content"))
-            found = [block for block in blocks if block.get("type") in ("image", "document")]
+            found = [block for block in blocks if block.get("type") in kinds]
             if found:
                 waiting += found
-                message = {**message, "content": [b for b in blocks if b.get("type") not in ("image", "document")]}
+                message = {**message, "content": [b for b in blocks if b.get("type") not in kinds]}
                 if not message["content"]:
                     continue
         elif waiting and message["role"] == "user":

@@ -38,6 +38,7 @@ TOOL_KEYS = {
     ),
     *("allowed_callers", "input_examples"),
 }
+ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 
 
 def fit_tools(request: ChatRequest, context: Context) -> ChatRequest:
@@ -86,7 +87,8 @@ def definition(tool: dict[str, Any]) -> dict[str, Any] | None:
         }
     if tool.get("type") not in (None, "custom", "function"):
         return tool
-    name, schema, about = tool.get("name"), tool.get("input_schema"), tool.get("description")
+    name, about = tool.get("name"), tool.get("description")
+    schema = tool.get("input_schema") or tool.get("parameters")
     if not isinstance(name, str) or not name:
         return None
     tool = {key: value for key, value in tool.items() if key in TOOL_KEYS}
@@ -94,12 +96,17 @@ def definition(tool: dict[str, Any]) -> dict[str, Any] | None:
         del tool["type"]
     if "description" in tool and not isinstance(about, str):
         del tool["description"]
-    schema = schema if isinstance(schema, dict) else {}
-    return {
-        **tool,
-        "name": plain_name(name),
-        "input_schema": schema if schema.get("type") == "object" else {**schema, "type": "object"},
-    }
+    return {**tool, "name": plain_name(name), "input_schema": object_schema(schema if isinstance(schema, dict) else {})}
+
+
+def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema as the API takes it: an object's, without alternatives at its top; their properties stay."""
+    branches = [branch for key in ALTERNATIVES for branch in schema.get(key) or () if isinstance(branch, dict)]
+    told = [branch["properties"] for branch in (*branches, schema) if isinstance(branch.get("properties"), dict)]
+    schema = {key: value for key, value in schema.items() if key not in ALTERNATIVES}
+    if branches and told:
+        schema["properties"] = {name: value for properties in told for name, value in properties.items()}
+    return schema if schema.get("type") == "object" else {**schema, "type": "object"}
 
 
 def tool_name(tool: dict[str, Any]) -> str:
