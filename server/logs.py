@@ -113,6 +113,7 @@ def write_line(stream: TextIO, line: str) -> None:
 def set_up(level: str, stream: TextIO = sys.stderr) -> None:
     """All loggers write through one handler, from `level` on; aiohttp's own are kept down: they show clients' bytes."""
     handler = LinesHandler(stream, Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our lines do not name them
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
