@@ -332,7 +332,7 @@ class Doors:
         return response
 
     async def health(self, request: web.Request) -> web.Response:
-        """Whether it works, for anybody who asks; no secret, no name. `warnings` counts what the owner should read."""
+        """Whether it works, for anybody who asks; no secret, no name. `warnings` counts those about accounts."""
         ready = self._config.practice or any(account.state == "ready" for account in self._accounts.all())
         return json_response(
             {
