@@ -208,7 +208,7 @@ def model_of(name: str, row: dict[str, Any], common: Mapping[str, Any]) -> Model
 def plain(name: str) -> str:
     """A name without what providers and front ends put around it, in lower case, with hyphens for dots."""
     name = name.strip().lower().rsplit("/", 1)[-1]
-    name = re.sub(r"^(?:[a-z-]+\.)?anthropic\.", "", name)
+    name = re.sub(r"^(?:[a-z-]+\.)?anthropic[.:]", "", name)
     name = re.sub(r"@(?=20\d{6})", "-", name)
     name = re.sub(r"(?:\[[^\]]*\]|[:@][\w.-]*|-v\d+|-latest|-thinking)+$", "", name)
     name = re.sub(r"(?<=\d)\.(?=\d)", "-", name)

@@ -48,7 +48,7 @@ class ChatRequest:
 
     @property
     def model(self) -> str:
-        return str(self.body.get("model", ""))
+        return str(self.body.get("model") or "")
 
     @property
     def streams(self) -> bool:
@@ -241,7 +241,7 @@ def as_content(given: Any) -> Any:
 
 def require_messages_shape(body: dict[str, Any]) -> None:
     """Refuse what no step could read, naming the field; everything finer is left to the upstream's own words."""
-    model, messages = body.get("model", ""), body.get("messages")
+    model, messages = body.get("model") or "", body.get("messages")
     if not isinstance(model, str) or len(model) > 256 or not model.isprintable():
         raise ProxyError(400, "model: must be the name of a model, as text. Choose a model in your front end.")
     if not isinstance(messages, list) or not messages:

@@ -18,6 +18,7 @@ from tests.steps import asked, details, knowing
         ("claude-sonnet-latest", "claude-sonnet-5-5"),
         (" Claude-Opus-5 ", "claude-opus-5"),
         ("anthropic/claude-opus-7", "claude-opus-7"),
+        ("anthropic:claude-opus-5", "claude-opus-5"),
     ],
 )
 def test_names_of_other_services_become_anthropics_own(name, right):
@@ -27,7 +28,16 @@ def test_names_of_other_services_become_anthropics_own(name, right):
 
 
 @pytest.mark.parametrize(
-    "name", ["claude-opus-4-5", "claude-opus-4-5-20251101", "claude-fable-5-2", "claude-opus-9", "gpt-4o"]
+    "name",
+    [
+        "claude-opus-4-5",
+        "claude-opus-4-5-20251101",
+        "claude-fable-5-2",
+        "claude-opus-9",
+        "gpt-4o",
+        "my-claude",
+        "claude",
+    ],
 )
 def test_a_name_the_upstream_may_know_passes(name):
     request = asked(name)
@@ -42,7 +52,8 @@ def test_other_providers_get_their_own_names():
 def test_a_missing_name_is_the_personas_then_the_settings_then_an_error():
     persona = Persona("maren", system="x", model="claude-opus-5")
     assert choose_model(asked(""), knowing(persona=persona, default_model="claude-haiku-4-5")).model == "claude-opus-5"
-    assert choose_model(asked(""), knowing(default_model="claude-haiku-4-5")).model == "claude-haiku-4-5"
+    for missing in ("", None):
+        assert choose_model(asked(missing), knowing(default_model="claude-haiku-4-5")).model == "claude-haiku-4-5"
     with pytest.raises(ProxyError, match="default_model") as caught:
         choose_model(asked(""), knowing())
     assert caught.value.status == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from server.errors import ProxyError
@@ -51,4 +52,4 @@ def replaced(request: ChatRequest, gone: Model, context: Context) -> ChatRequest
 
 def own_name(name: str) -> str:
     """A Claude model's name that is not in the table, without what other providers put around it."""
-    return plain(name) if "claude" in name.lower() else name
+    return plain(name) if re.search(r"(?:^|[/.:])claude-", name.strip().lower()) else name
