@@ -103,6 +103,7 @@ def draft(
     *,
     ttl_allowed: bool = True,
     helps: Helps = NO_HELPS,
+    required_line: str = "",
 ) -> tuple[ChatRequest, Plan]:
     """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run.
 
@@ -122,10 +123,10 @@ def draft(
         known = memory.known(prompt)
         return prompt, known, alive(known, now)
 
-    helped, learned = help_out(bare, model, memory, helps, cold=False)
+    helped, learned = help_out(bare, model, memory, helps, required_line, cold=False)
     prompt, known, live = read(helped)
     if not live and learned.head:
-        helped, learned = help_out(bare, model, memory, helps, cold=True)
+        helped, learned = help_out(bare, model, memory, helps, required_line, cold=True)
         prompt, known, live = read(helped)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
@@ -157,14 +158,15 @@ def draft(
 
 
 def help_out(
-    request: ChatRequest, model: Model, memory: CacheMemory, helps: Helps, *, cold: bool
+    request: ChatRequest, model: Model, memory: CacheMemory, helps: Helps, required_line: str, *, cold: bool
 ) -> tuple[ChatRequest, Learned]:
     """The request after the opt-in helps, and what they learned of the chat."""
     learned = Learned()
     if not (helps.cache_late_lore or helps.cache_steady_window):
         return request, learned
-    if model.binds_thinking and any(kind in THOUGHTS for kind in kinds_in(request.body)):
-        return request, learned  # such blocks are bound to everything before them
+    thinks_back = request.body.get("tools") or any(kind in THOUGHTS for kind in kinds_in(request.body))
+    if model.binds_thinking and thinks_back:
+        return request, learned  # thinking that is sent back, as between calls, is bound to everything before it
     story = steady_window.Story.of(request.body, memory.secret)
     if helps.cache_steady_window:
         known = list(memory.windows.items())
@@ -179,7 +181,7 @@ def help_out(
             )
             request = request.noted("cache_steady_window", detail, body=body)
     if helps.cache_late_lore:
-        lines = late_lore.Lines.of(request.body, memory.secret)
+        lines = late_lore.Lines.of(request.body, memory.secret, required_line)
         heads = list(memory.heads.items())
         told = frozenset(story.digests)
         at = late_lore.choose_head(lines, told, [head for _, head in heads])
@@ -229,10 +231,21 @@ class CachePlanner:
         *,
         ttl_allowed: bool = True,
         helps: Helps = NO_HELPS,
+        required_line: str = "",
     ) -> tuple[ChatRequest, Plan | None]:
-        """The request as it should be sent. If anything fails here, it goes without marks, and there is no plan."""
+        """The request as it should be sent; `required_line` keeps its place in front. If anything fails here, it goes
+        without marks, and there is no plan."""
         try:
-            planned, plan = draft(request, model, scope, self._memory, now, ttl_allowed=ttl_allowed, helps=helps)
+            planned, plan = draft(
+                request,
+                model,
+                scope,
+                self._memory,
+                now,
+                ttl_allowed=ttl_allowed,
+                helps=helps,
+                required_line=required_line,
+            )
             for other in list(self._waiting):
                 if now - other.at >= WAITING:
                     self._done(other)

@@ -219,6 +219,7 @@ class Relay:
             context.now,
             ttl_allowed=not ttl_is_stripped(context),
             helps=journey.helps,
+            required_line=self._options.required_system_line.strip(),
         )
         return ask_why(planned, context, plan.reply_before if plan else ""), plan
 

@@ -452,6 +452,15 @@ def test_a_dry_run_changes_nothing():
     assert len(bench.memory.related(first[1].prompt)) == 1
 
 
+@pytest.mark.parametrize(("tools", "moves"), [([], True), ([{"name": "roll", "input_schema": {}}], False)])
+def test_nothing_is_moved_where_calls_may_send_bound_thinking_back(tools, moves):
+    bench = Bench(helps=BOTH)
+    for turn, note in ((6, "It rains."), (7, "It snows.")):
+        system = [{"type": "text", "text": f"You are Ada. {'Be kind. ' * 90}"}, {"type": "text", "text": note}]
+        bench.ask({**story(turn), "system": system, "model": "claude-fable-5-2", "tools": tools}, turn * 60.0)
+    assert (bare(bench.sent.body)["system"] != system) is moves
+
+
 # ------------------------------------------------------------------------------------------------ chats nobody has seen
 
 SHAPES = {

@@ -51,6 +51,15 @@ def test_a_line_that_came_stands_just_before_the_last_user_message():
     ]
 
 
+def test_the_line_that_a_subscription_requires_keeps_its_place():
+    required = "You are a tool."
+    asked = body(required, "You are Ada.", "The inn is old.")
+    lines = Lines.of(asked, SECRET, required)
+    changed, count = late_lore.late_lore(asked, lines, head_of("You are Ada."), MODEL)
+    assert [block["text"] for block in changed["system"]] == [required, "You are Ada."]
+    assert count == 1
+
+
 def test_where_the_model_takes_system_messages_it_is_one():
     changed, _ = moved(head_of("You are Ada."), "You are Ada.", "The inn is old.", model=TAKES_SYSTEM)
     assert changed["messages"][3] == {"role": "system", "content": [{"type": "text", "text": "The inn is old."}]}

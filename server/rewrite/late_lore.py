@@ -39,18 +39,20 @@ class Head:
 @dataclass(frozen=True)
 class Lines:
     """The lines of the prompts in front: for each its block, its text and its digest; none of blocks that are more than
-    text. Where `system` is not used, the prompts are the first message, up to the last line known to be stable."""
+    text, and not the required line, which keeps its place. Where `system` is not used, the prompts are the first
+    message, up to the last line known to be stable."""
 
     blocks: Sequence[Block]
     rows: tuple[tuple[int, str, str], ...]
     in_message: bool = False
 
     @classmethod
-    def of(cls, body: Mapping[str, Any], secret: bytes) -> Lines:
+    def of(cls, body: Mapping[str, Any], secret: bytes, required_line: str = "") -> Lines:
         blocks, in_message = as_blocks(body.get("system")), False
         if not blocks and len(body["messages"]) > 1 and body["messages"][0]["role"] == "user":
             blocks, in_message = as_blocks(body["messages"][0]["content"]), True
-        texts = [(i, line) for i, block in enumerate(blocks) if is_plain(block) for line in block["text"].split("\n")]
+        movable = [(i, block["text"]) for i, block in enumerate(blocks) if is_plain(block)]
+        texts = [(i, line) for i, text in movable if text.strip() != required_line for line in text.split("\n")]
         return cls(blocks, tuple((i, line, digest(line, secret)) for i, line in texts), in_message)
 
     @property
