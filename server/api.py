@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -20,22 +20,20 @@ from server.accounts import Accounts
 from server.attempt import COUNT_TOKENS, MESSAGES, Asked
 from server.budget import Budgets, Hold
 from server.chats import Chat, Chats
-from server.clients import Client, ClientKeys, required
-from server.config import Config
+from server.clients import ClientKeys
 from server.errors import ProxyError
 from server.guard import REQUEST_ID, expect, wrong_type
-from server.learned import Live
+from server.listing import Listing
 from server.presets import NAME, Personas
 from server.relay import Relay
-from server.reply import Passing, Reply
+from server.reply import Reply
 from server.request import LARGE, ChatRequest
 from server.trace import TraceRecorder
 from server.traffic import Traffic
-from server.upstream import Broken, Patience, Silence, Upstream
+from server.upstream import Broken, Patience, Silence
 from server.usage import Receipt, Receipts
 
 MAX_BODY = 32 * 1024 * 1024  # bytes, as the API itself
-LIST_SECONDS = 5.0  # patience for the live list of models
 STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowly (asyncio waits from 64 KiB on)
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 MODEL_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
@@ -104,27 +102,28 @@ class Doors:
 
     def __init__(
         self,
-        config: Config,
         keys: ClientKeys,
         accounts: Accounts,
-        live: Live,
         personas: Personas,
         receipts: Receipts,
         budgets: Budgets,
         chats: Chats,
-        upstream: Upstream,
         relay: Relay,
+        listing: Listing,
         traffic: Traffic,
-        base_url: str,
-        recorder: TraceRecorder | None = None,
+        recorder: TraceRecorder | None,
         *,
+        warm: Callable[[], None],
+        practice: bool,
+        skip_steps: tuple[str, ...],
         patience: Patience,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
-        self._config, self._keys, self._accounts, self._live = config, keys, accounts, live
-        self._personas, self._receipts, self._upstream, self._relay = personas, receipts, upstream, relay
-        self._budgets, self._chats, self._traffic = budgets, chats, traffic
-        self._base_url, self._recorder, self._patience, self._clock = base_url, recorder, patience, clock
+        self._keys, self._accounts, self._personas = keys, accounts, personas
+        self._receipts, self._budgets, self._chats = receipts, budgets, chats
+        self._relay, self._listing, self._traffic, self._recorder = relay, listing, traffic, recorder
+        self._warm = warm  # the connection to the upstream, while the request still arrives
+        self._practice, self._skip_steps, self._patience, self._clock = practice, skip_steps, patience, clock
 
     def routes(self) -> list[web.RouteDef]:
         """/v1/messages by the short way; every other spelling and path through `any_path`."""
@@ -152,14 +151,6 @@ class Doors:
                 raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
             return await self._list_models(request, door)
         return await self._anything_else(request)
-
-    @property
-    def key_needed(self) -> bool:
-        config = self._config
-        return required(config.require_client_key, self._keys.any(), config.listens_beyond_loopback)
-
-    def who_asks(self, headers: Mapping[str, str]) -> Client:
-        return self._keys.authenticate(headers, required=self.key_needed)
 
     def turned_away(self, error: ProxyError) -> str:
         """Note a chat that came no further than the gate. The id of its receipt."""
@@ -193,11 +184,11 @@ class Doors:
     async def _converse(self, request: web.Request, door: Door, turn: Turn) -> web.StreamResponse:
         if wrong := wrong_type(request.headers):
             raise wrong
-        receipt, client = turn.receipt, self.who_asks(request.headers)
+        receipt, client = turn.receipt, self._keys.authenticate(request.headers)
         receipt.key_id, receipt.key = client.key_id, client.name
         turn.hold = hold = self._budgets.open(client.key_id, client.limits)
         client.check_persona(door.persona)
-        self._upstream.warm(self._base_url)
+        self._warm()
         asked = await self._read(request, door)
         receipt.model = asked.model
         if not door.counting:
@@ -214,7 +205,7 @@ class Doors:
         if receipt.cache:
             reply.headers |= receipt.cache.headers()
         if reply.stream is None:
-            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            return whole(reply)
         headers = {**reply.headers, "Cache-Control": "no-store"}
         response = web.StreamResponse(status=reply.status, headers=headers)
         try:
@@ -247,7 +238,7 @@ class Doors:
             version=request.headers.get("anthropic-version", ""),
             betas=",".join(request.headers.getall("anthropic-beta", ())),
             counting=door.counting,
-            skip=self._config.skip_steps,
+            skip=self._skip_steps,
         )
         if len(parse.args[0]) <= LARGE:
             return parse()
@@ -276,44 +267,13 @@ class Doors:
         return True
 
     async def _list_models(self, request: web.Request, door: Door) -> web.StreamResponse:
-        """The live list where an account can read it within a few seconds, else the table's."""
-        client = self.who_asks(request.headers)
+        client = self._keys.authenticate(request.headers)
         self._personas.get(door.persona)
-        if door.model:
-            client.check_model(door.model, self._live.models)
         query = request.rel_url.raw_query_string
-        target = f"/v1/models{f'/{door.model}' if door.model else ''}{f'?{query}' if query else ''}"
-        try:
-            async with asyncio.timeout(LIST_SECONDS):
-                reply = await self._relay.pass_through("GET", target, request.headers, client)
-            if isinstance(reply, Passing):
-                reply.close()
-                raise ProxyError(502, "The upstream answered with no list of models.")
-            told = as_object(reply.body)
-            self._live.saw(listed_models(told))
-            if door.model or not client.models:
-                return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-            return json_response(self._for_client(told, client))
-        except (ProxyError, TimeoutError) as error:
-            if door.model and isinstance(error, ProxyError) and error.status == 404:
-                raise
-        listed = self._live.models.offline_list(self._clock())
-        if not door.model:
-            return json_response(self._for_client(listed, client))
-        named = self._live.models.find(door.model)
-        for row in listed["data"]:
-            if named is not None and row["id"] == named.id:
-                return json_response(row)
-        known = ", ".join(row["id"] for row in listed["data"])
-        raise ProxyError(404, f"There is no such model. Known models: {known}.")
-
-    def _for_client(self, listed: Mapping[str, Any], client: Client) -> dict[str, Any]:
-        """A list of models without those its reader's key is not for. The ids to ask for the next page by stay."""
-        rows = [row for row in listed_models(listed) if isinstance(row, dict)]
-        return {**listed, "data": [row for row in rows if client.may_use(str(row.get("id")), self._live.models)]}
+        return whole(await self._listing.answer(door.model, query, request.headers, client))
 
     async def _anything_else(self, request: web.Request) -> web.StreamResponse:
-        client = self.who_asks(request.headers)
+        client = self._keys.authenticate(request.headers)
         path = request.rel_url.raw_path
         if not client.own or client.is_limited or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
             raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
@@ -323,7 +283,7 @@ class Doors:
             request.method, f"{path}?{query}" if query else path, request.headers, client, body
         )
         if isinstance(reply, Reply):
-            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+            return whole(reply)
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         try:
             await self._send(request, response, reply.chunks())
@@ -333,16 +293,20 @@ class Doors:
 
     async def health(self, request: web.Request) -> web.Response:
         """Whether it works, for anybody who asks; no secret, no name. `warnings` counts those about accounts."""
-        ready = self._config.practice or any(account.state == "ready" for account in self._accounts.all())
+        ready = self._practice or any(account.state == "ready" for account in self._accounts.all())
         return json_response(
             {
                 "status": "ok",
                 "version": __version__,
                 "ready": ready,
-                "practice": self._config.practice,
+                "practice": self._practice,
                 "warnings": len(self._accounts.warnings),
             }
         )
+
+
+def whole(reply: Reply) -> web.Response:
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
 async def other_methods(request: web.Request) -> set[str]:
@@ -353,21 +317,6 @@ async def other_methods(request: web.Request) -> set[str]:
             _, methods = await resource.resolve(request)
             allowed |= methods
     return allowed
-
-
-def as_object(body: bytes | None) -> dict[str, Any]:
-    """The JSON object in an answer; an empty one for anything else."""
-    try:
-        answer = orjson.loads(body or b"")
-    except orjson.JSONDecodeError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-def listed_models(answer: Mapping[str, Any]) -> list[Any]:
-    """The rows in an answer of GET /v1/models or of one model."""
-    rows = answer.get("data", [answer] if answer else [])
-    return rows if isinstance(rows, list) else []
 
 
 def slow(transport: asyncio.Transport | None) -> bool:

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -31,6 +32,7 @@ from server.errors import ProxyError
 from server.helps import Helps
 from server.keepalive import Sleep
 from server.learned import Lessons, Live
+from server.listing import Listing
 from server.metrics import Metrics
 from server.models import Models
 from server.owner import Owner
@@ -61,11 +63,10 @@ class Parts:
     """What __main__ needs to speak with besides the application."""
 
     app: web.Application
-    doors: Doors
+    keys: ClientKeys
     traffic: Traffic
     owner: Owner
     accounts: Accounts
-    first_key: str = ""
 
 
 def build(
@@ -82,8 +83,13 @@ def build(
     warnings = prepare_folder(data_dir)
     models = Models.load()
     try:
-        keys = ClientKeys(data_dir, clock=clock)
-        first_key = keys.first_key(make=config.make_first_key)
+        keys = ClientKeys(
+            data_dir,
+            require=config.require_client_key,
+            beyond_loopback=config.listens_beyond_loopback,
+            clock=clock,
+        )
+        keys.first_key(make=config.make_first_key)
     except (sqlite3.OperationalError, OSError, ProxyError) as error:
         raise StartRefused(
             f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
@@ -140,19 +146,19 @@ def build(
     traffic = Traffic()
     chats = Chats(owner.admin_token.encode(), books.chats())
     doors = Doors(
-        config,
         keys,
         accounts,
-        live,
         personas,
         receipts,
         budgets,
         chats,
-        upstream,
         relay,
+        Listing(relay, live, clock),
         traffic,
-        base_url,
         recorder,
+        warm=partial(upstream.warm, base_url),
+        practice=config.practice,
+        skip_steps=config.skip_steps,
         patience=patience,
         clock=clock,
     )
@@ -166,7 +172,7 @@ def build(
     app[page.OWNER] = owner
     app[page.PORT] = port
     app[page.CHECK_KEY] = key_check(upstream)
-    app[page.PASSWORD] = lambda: page.Password(needed=doors.key_needed, key=keys.first_key())
+    app[page.PASSWORD] = lambda: page.Password(needed=keys.needed, key=keys.first_key())
     app[page.PERSONAS] = personas.all
     app[page.PRESETS] = personas
     app[page.PLACES] = (CONFIG_FILE, ENV_FILE, os.environ)
@@ -210,7 +216,7 @@ def build(
         keys.close()
 
     app.cleanup_ctx.append(run_parts)
-    return Parts(app, doors, traffic, owner, accounts, first_key)
+    return Parts(app, keys, traffic, owner, accounts)
 
 
 def step_options(config: Config) -> Options:

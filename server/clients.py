@@ -83,10 +83,17 @@ def required(setting: str, any_key: bool, beyond_loopback: bool) -> bool:
 
 
 class ClientKeys:
-    """The client keys in data_dir/state.sqlite."""
+    """The client keys in data_dir/state.sqlite. `require` is the setting require_client_key."""
 
-    def __init__(self, data_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        require: str = "auto",
+        beyond_loopback: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._require, self._beyond_loopback, self._clock = require, beyond_loopback, clock
         self._first_key_file = data_dir / "first_client_key"
         self._any, self._asked = True, (-1, 0)
         path = data_dir / "state.sqlite"
@@ -157,6 +164,11 @@ class ClientKeys:
         except sqlite3.Error as error:
             log.warning("The client keys cannot be read: %s", error)
             return True
+
+    @property
+    def needed(self) -> bool:
+        """Whether front ends must bring a key."""
+        return required(self._require, self.any(), self._beyond_loopback)
 
     def make(self, name: str, *, own: bool = False, **may_use: Any) -> tuple[dict[str, Any], str]:
         """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends; `may_use`:
@@ -252,11 +264,11 @@ class ClientKeys:
         """Whose key a request brings."""
         return next(filter(None, map(self.find, presented(headers))), None)
 
-    def authenticate(self, headers: Mapping[str, str], *, required: bool) -> Client:
-        """Who asks. Raises ProxyError 401 when a key is required and none of ours is presented."""
+    def authenticate(self, headers: Mapping[str, str]) -> Client:
+        """Who asks. Raises ProxyError 401 when a key is needed and none of ours is presented."""
         if client := self.holder(headers):
             return client
-        if not required:
+        if not self.needed:
             return OWNER
         raise ProxyError(
             401,

@@ -141,6 +141,6 @@ def greet(screen: Lines, config: Config, parts: Parts, port: int) -> None:
 
 
 def password(parts: Parts) -> str:
-    if parts.first_key:
+    if parts.keys.first_key():
         return "the client key shown on your page (also in the file first_client_key of the data folder)"
-    return "one of your client keys" if parts.doors.key_needed else "anything, for example: tavern"
+    return "one of your client keys" if parts.keys.needed else "anything, for example: tavern"

@@ -96,13 +96,18 @@ def test_when_a_key_is_required(setting, any_key, beyond, needed):
     assert required(setting, any_key, beyond) is needed
 
 
-def test_where_none_is_required_anybody_here_is_the_owner_and_a_key_still_counts(keys):
+def test_where_none_is_needed_anybody_here_is_the_owner_and_a_key_still_counts(tmp_path):
+    with closing(ClientKeys(tmp_path, require="false")) as keys:
+        _, key = keys.make("tablet")
+        assert keys.authenticate({}) == OWNER
+        assert not keys.authenticate({"x-api-key": key}).own
+
+
+def test_where_one_is_needed_only_a_key_of_ours_opens(keys):
     _, key = keys.make("tablet")
-    assert keys.authenticate({}, required=False) == OWNER
-    assert not keys.authenticate({"x-api-key": key}, required=False).own
-    assert keys.authenticate({"authorization": f"Bearer {key}"}, required=True).name == "tablet"
+    assert keys.authenticate({"authorization": f"Bearer {key}"}).name == "tablet"
     with pytest.raises(ProxyError) as caught:
-        keys.authenticate({"x-api-key": "anything"}, required=True)
+        keys.authenticate({"x-api-key": "anything"})
     assert caught.value.status == 401
 
 
