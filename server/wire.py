@@ -124,7 +124,7 @@ def head_of(method: str, target: str, headers: Mapping[str, str], body: bytes | 
         lines.append(f"Content-Length: {len(body or b'')}")
     if any("\n" in line or "\r" in line for line in lines):
         raise ValueError("a header with a line break")
-    return "\r\n".join([*lines, "", ""]).encode()
+    return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape")  # odd bytes as the front end sent them
 
 
 def watchful_socket(address: aiohttp.AddrInfoType) -> socket.socket:

@@ -295,6 +295,16 @@ async def test_a_front_ends_values_cannot_break_out_of_their_header(proxy, anthr
         assert not {"x-evil"} & {name.lower() for name in seen.headers}
 
 
+@pytest.mark.parametrize("name", ["anthropic-beta", "anthropic-version", "anthropic-workspace-id", "Content-Type"])
+async def test_odd_bytes_in_a_header_break_nothing(proxy, anthropic, name):
+    path = "/v1/files" if name == "Content-Type" else "/v1/messages"
+    anthropic.will(plain())
+    sent = request(proxy.port, f"{name}: caf\xe9", target=path, json_type=name != "Content-Type")
+    assert (await answer_to(proxy.port, sent)).status == 200
+    if name == "Content-Type":
+        assert anthropic.seen[0].headers[name].encode(errors="surrogateescape") == b"caf\xe9"
+
+
 async def test_an_upstreams_error_text_is_data_wherever_it_is_shown(proxy, anthropic):
     nasty = "<img src=x onerror=alert(1)>\r\nSet-Cookie: a=b\x1b[31m"
     anthropic.will(error(400, "invalid_request_error", nasty))
