@@ -122,9 +122,10 @@ def head_of(method: str, target: str, headers: Mapping[str, str], body: bytes | 
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     if body is not None or method in ("POST", "PUT", "PATCH"):
         lines.append(f"Content-Length: {len(body or b'')}")
-    if any("\n" in line or "\r" in line for line in lines):
+    head = "\r\n".join([*lines, "", ""])
+    if not head.count("\n") == head.count("\r") == len(lines) + 1:
         raise ValueError("a header with a line break")
-    return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape")  # odd bytes as the front end sent them
+    return head.encode(errors="surrogateescape")  # odd bytes as the front end sent them
 
 
 def watchful_socket(address: aiohttp.AddrInfoType) -> socket.socket:

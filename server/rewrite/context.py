@@ -50,6 +50,8 @@ class Context:
 
     def learned(self, request: ChatRequest, kind: str) -> list[str]:
         """The values of the lessons of that kind about the request's model."""
+        if not self.lessons:
+            return []
         return [one.value for one in self.lessons.get(request.model, ()) if one.rule.partition(" ")[0] == kind]
 
 
