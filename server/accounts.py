@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Literal
 
 from server.addresses import url_problem
 from server.ant import AntHome, AntProfile
-from server.claude_code import ON_A_MAC
+from server.claude_code import ON_A_MAC, ClaudeCodeSettings
 from server.errors import ProxyError
 from server.health import (
     STRAINED_SECONDS,
@@ -31,13 +30,15 @@ from server.payers import (
     Credential,
     Kind,
     choose,
-    ending,
     guest_credential,
     renew_later,
     settle,
 )
+from server.secret import ending
 from server.tokens import Entry, Login, fingerprint, with_tokens
 from server.wallet import CLAUDE_CODE, Wallet, refusal
+
+LONGEST_KEY = 1000  # characters
 
 
 def account_name(text: str, instead: str) -> str:
@@ -45,12 +46,27 @@ def account_name(text: str, instead: str) -> str:
     return "".join(c for c in text if c.isprintable()).strip()[:80] or instead
 
 
-@dataclass(frozen=True)
-class ClaudeCodeSettings:
-    """The settings fallback_to_claude_code and claude_config_dir."""
+def checked_api_key(given: object) -> str:
+    """An API key as pasted, without the blanks around it. Raises ProxyError 400 for what cannot be one."""
+    key = given.strip() if isinstance(given, str) else ""
+    if not key:
+        raise ProxyError(400, "The API key is missing. Paste it into the field.")
+    if key.startswith(("sk-ant-oat", "sk-ant-ort", "sk-ant-sid")):
+        raise ProxyError(
+            400, "This is a sign-in token, not an API key. Make an API key in the Claude Console, or sign in below."
+        )
+    if not is_token(key) or len(key) > LONGEST_KEY:
+        raise ProxyError(400, "This is not an API key: it has blanks or odd characters in it. Copy it once more.")
+    return key
 
-    fallback: Literal["ask", "true", "false"] = "ask"
-    config_dir: str = ""
+
+def checked_base_url(given: object) -> str:
+    """Where a key is to go, without the /v1 that is put behind it; "" for the usual address. Raises ProxyError 400 for
+    one it may not be sent to."""
+    base = given.strip().rstrip("/").removesuffix("/v1") if isinstance(given, str) else given
+    if base and (problem := url_problem(base) if isinstance(base, str) else "must be text"):
+        raise ProxyError(400, f"base_url: {problem}.")
+    return str(base or "")
 
 
 class Accounts:
@@ -73,7 +89,7 @@ class Accounts:
             data_dir.expanduser(),
             base_url=self._base_url,
             oauth=oauth,
-            claude_code=(claude_code.fallback, claude_code.config_dir),
+            claude_code=claude_code,
             clock=clock,
             environ=environ,
         )
@@ -250,13 +266,7 @@ class Accounts:
 
     async def add_api_key(self, api_key: str, name: str = "", base_url: str = "") -> Account:
         """Add a key, or replace the same one. Raises ProxyError 400 for what cannot be a key or an address."""
-        key, base = api_key.strip(), base_url.strip().rstrip("/").removesuffix("/v1")
-        if not is_token(key):
-            raise ProxyError(400, "This is not an API key: it is empty or has blanks in it. Copy it again, whole.")
-        if key.startswith(("sk-ant-oat", "sk-ant-ort")):
-            raise ProxyError(400, "This is a sign-in token, not an API key. API keys begin with sk-ant-api.")
-        if base and (problem := url_problem(base)):
-            raise ProxyError(400, f"base_url {problem}.")
+        key, base = checked_api_key(api_key), checked_base_url(base_url)
         await self._wallet.require_writable()
         identity = fingerprint(key)
         old = next((e for e in self._wallet.entries().values() if e.get("identity") == identity), {})

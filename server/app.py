@@ -8,7 +8,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ from pathlib import Path
 from aiohttp import web
 
 from server import guard, pages
-from server.accounts import Accounts, ClaudeCodeSettings
+from server.accounts import Accounts
 from server.api import MAX_BODY, Doors
-from server.attempt import Attempts, refusal_of
+from server.attempt import Attempts, check_key
 from server.books import Books
 from server.budget import Budgets
 from server.cache_memory import CacheMemory, Journal
@@ -47,15 +47,13 @@ from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import BESIDE, STEPS, Options, step_name
 from server.signin import SignIn
-from server.start import StartRefused, oauth_settings, prepare_folder
+from server.start import StartRefused, accounts_of, oauth_settings, prepare_folder
 from server.trace import TraceRecorder
 from server.traffic import Traffic
-from server.upstream import Patience, Upstream, UpstreamFailed
+from server.upstream import Patience, Upstream
 from server.usage import Receipts
 
 log = logging.getLogger(__name__)
-
-KEY_CHECK_SECONDS = 8.0
 
 
 @dataclass
@@ -106,17 +104,9 @@ def build(
     metrics = Metrics(models)
     receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
     budgets = Budgets(models, books.charges(begins(month_of(clock()))), books.warned(), clock=clock)
-    oauth = oauth_settings(config)
     practice = LocalPractice(models, clock) if config.practice else None
     base_url = practice.url if practice else config.api_base_url.rstrip("/")
-    accounts = Accounts(
-        data_dir,
-        base_url=base_url,
-        oauth=oauth,
-        claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
-        choice=config.account_choice,
-        clock=clock,
-    )
+    accounts = accounts_of(config, base_url, clock)
     owner = Owner.at(data_dir, port, clock)
     live, lessons = Live(models, clock=clock), Lessons(data_dir, models, clock=clock)
     journal = Journal(kept, now=clock())
@@ -168,10 +158,10 @@ def build(
     guard.attach(app, rules, owner, page.refusal_page, doors.turned_away)
     app[page.CONFIG] = config
     app[page.ACCOUNTS] = accounts
-    app[page.SIGNIN] = SignIn(data_dir, oauth, clock=clock)
+    app[page.SIGNIN] = SignIn(data_dir, oauth_settings(config), clock=clock)
     app[page.OWNER] = owner
     app[page.PORT] = port
-    app[page.CHECK_KEY] = key_check(upstream)
+    app[page.CHECK_KEY] = lambda base_url, key: check_key(upstream, base_url, key)
     app[page.PASSWORD] = lambda: page.Password(needed=keys.needed, key=keys.first_key())
     app[page.PERSONAS] = personas.all
     app[page.PRESETS] = personas
@@ -266,24 +256,3 @@ def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
         f"host={config.host} would open the proxy to your network, but there is no client key yet. "
         "Start it once with host left blank, make a key on the page Keys, then set host again."
     )
-
-
-def key_check(upstream: Upstream) -> Callable[[str, str], Awaitable[str]]:
-    """Asks the upstream whether it takes an API key: "ok", "refused: why", or "unknown: why" when it cannot say."""
-
-    async def check(base_url: str, key: str) -> str:
-        headers = {"x-api-key": key, "anthropic-version": "2023-06-01", "Accept-Encoding": "identity"}
-        try:
-            async with asyncio.timeout(KEY_CHECK_SECONDS):
-                answer = await upstream.send("GET", base_url, "/v1/models?limit=1", headers, None)
-                try:
-                    raw = await answer.read_all(KEY_CHECK_SECONDS)
-                finally:
-                    answer.close()
-        except (UpstreamFailed, TimeoutError) as error:
-            return f"unknown: {error.message if isinstance(error, ProxyError) else 'no answer in time'}"
-        if answer.status in (401, 403):
-            return f"refused: {refusal_of(answer.status, raw, answer.headers, 'api_key').message}"
-        return "ok" if answer.status == 200 else f"unknown: the upstream answered {answer.status}"
-
-    return check

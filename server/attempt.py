@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -22,6 +22,7 @@ from server.usage import Receipt
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 ROOMY = 64 * 1024  # bytes
+KEY_CHECK_SECONDS = 8.0
 STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
 
 # What a front end may learn from the upstream's headers, and what it may tell the upstream by its own.
@@ -48,6 +49,7 @@ class Asked:
 
 
 Begun = Callable[[Meter], None]
+KeyCheck = Literal["ok", "refused", "unknown"]
 
 
 class Attempts:
@@ -152,6 +154,25 @@ class Attempts:
         finally:
             if not kept:
                 answer.close()
+
+
+async def check_key(upstream: Upstream, base_url: str, key: str) -> tuple[KeyCheck, str]:
+    """Whether the upstream takes an API key, and its words where it does not, or where that cannot be said."""
+    headers = {"x-api-key": key, "anthropic-version": ChatRequest.version, "Accept-Encoding": "identity"}
+    try:
+        async with asyncio.timeout(KEY_CHECK_SECONDS):
+            answer = await upstream.send("GET", base_url, "/v1/models?limit=1", headers, None)
+            try:
+                raw = await answer.read_all(KEY_CHECK_SECONDS)
+            finally:
+                answer.close()
+    except UpstreamFailed as error:
+        return "unknown", error.message
+    except TimeoutError:
+        return "unknown", "no answer in time"
+    if answer.status in (401, 403):
+        return "refused", refusal_of(answer.status, raw, answer.headers, "api_key").message
+    return ("ok", "") if answer.status == 200 else ("unknown", f"the upstream answered {answer.status}")
 
 
 def refuse_redirect(answer: Answer) -> None:

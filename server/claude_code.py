@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Literal
 
 from server import oauth
 from server.files import may_be_replaced
@@ -14,6 +16,14 @@ from server.tokens import moment
 
 KEY = "claudeAiOauth"
 ON_A_MAC = "On a Mac, Claude Code keeps its login in the Keychain, which this proxy does not read."
+
+
+@dataclass(frozen=True)
+class ClaudeCodeSettings:
+    """The settings fallback_to_claude_code and claude_config_dir."""
+
+    fallback: Literal["ask", "true", "false"] = "ask"
+    config_dir: str = ""
 
 
 def credentials_file(config_dir: str, environ: Mapping[str, str]) -> Path:

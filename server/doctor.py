@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from server.accounts import Accounts, ClaudeCodeSettings
 from server.browser import other_proxy
 from server.config import TOP, Config
 from server.payers import Account
 from server.presets import Personas
-from server.start import StartRefused, listen, oauth_settings, prepare_folder
+from server.start import StartRefused, accounts_of, listen, prepare_folder
 
 SKEW = 120.0  # seconds a clock may be off before sign-ins suffer
 ROOM = 100 * 2**20  # bytes of disk below which writing becomes a matter of luck
@@ -86,12 +85,7 @@ def personas() -> Iterator[Finding]:
 
 async def sign_ins(config: Config) -> list[Finding]:
     """What each account says of itself; tokens are read, never renewed here."""
-    accounts = Accounts(
-        config.data_dir,
-        base_url=config.api_base_url,
-        oauth=oauth_settings(config),
-        claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
-    )
+    accounts = accounts_of(config)
     await accounts.look()
     found = [about(account) for account in accounts.all()]
     if not found:

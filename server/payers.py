@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from server.days import rfc3339
 from server.errors import ProxyError
 from server.health import Gauge, Strain, public_gauge
 from server.oauth import BETA, is_token
+from server.secret import presented, same
 
 Kind = Literal["api_key", "platform", "subscription"]
 Source = Literal["own", "ant", "claude_code"]
@@ -192,9 +192,7 @@ def guest_credential(headers: Mapping[str, str], known: Iterable[Credential], ba
     another one counts as a subscription's. Anything else, "anything" included, is None. Raises ProxyError 401 for what
     is meant as a credential but cannot be one.
     """
-    scheme, _, bearer = headers.get("authorization", "").strip().partition(" ")
-    brought = [headers.get("x-api-key", "").strip(), bearer.strip() if scheme.lower() == "bearer" else ""]
-    secret = next((text for text in brought if text.startswith("sk-ant-")), None)
+    secret = next((text for text in presented(headers) if text.startswith("sk-ant-")), None)
     if secret is None:
         return None
     if not is_token(secret) or secret.startswith("sk-ant-ort"):
@@ -204,11 +202,6 @@ def guest_credential(headers: Mapping[str, str], known: Iterable[Credential], ba
     if not secret.startswith("sk-ant-oat"):
         return Credential("api_key", secret, base_url)
     for credential in known:
-        if hmac.compare_digest(credential.secret, secret):
+        if same(secret, credential.secret):
             return replace(credential, account_id="", renewed=False)
     return Credential("subscription", secret, base_url)
-
-
-def ending(key: str) -> str:
-    """The last four characters of a key, by which its owner knows it; none of a short one."""
-    return key[-4:] if len(key) >= 16 else ""

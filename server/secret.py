@@ -1,4 +1,4 @@
-"""Secrets as requests bring them: where they stand in the headers, and how they are compared."""
+"""Secrets as requests bring them: where they stand in the headers, how they are compared, how much of one is shown."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def presented(headers: Mapping[str, str]) -> list[str]:
 def same(given: str, ours: str) -> bool:
     """Compared in constant time, as bytes: compare_digest refuses text that is not ASCII."""
     return hmac.compare_digest(given.encode(errors="surrogatepass"), ours.encode(errors="surrogatepass"))
+
+
+def ending(key: str) -> str:
+    """The last four characters of a key, by which its owner knows it; none of a short one."""
+    return key[-4:] if len(key) >= 16 else ""

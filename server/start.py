@@ -6,9 +6,13 @@ import errno
 import os
 import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from server.accounts import Accounts
 from server.browser import other_proxy
+from server.claude_code import ClaudeCodeSettings
 from server.config import Config
 from server.files import private_folder
 from server.oauth import OAuthSettings
@@ -84,6 +88,18 @@ def prepare_folder(data_dir: Path) -> list[str]:
             remedy = "Set data_dir in server/config.txt to a folder of your own."
         raise StartRefused(f"The data folder {data_dir} cannot be used ({why}). {remedy}") from None
     return warnings
+
+
+def accounts_of(config: Config, base_url: str = "", clock: Callable[[], float] = time.time) -> Accounts:
+    """The accounts as the settings have them; `base_url` where not api_base_url is the upstream."""
+    return Accounts(
+        config.data_dir,
+        base_url=base_url or config.api_base_url,
+        oauth=oauth_settings(config),
+        claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
+        choice=config.account_choice,
+        clock=clock,
+    )
 
 
 def oauth_settings(config: Config) -> OAuthSettings:

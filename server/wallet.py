@@ -13,11 +13,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
-from typing import Literal
 
 from server import ant, files
 from server.ant import AntHome, AntProfile
-from server.claude_code import ClaudeCodeHome, credentials_file
+from server.claude_code import ClaudeCodeHome, ClaudeCodeSettings, credentials_file
 from server.errors import ProxyError
 from server.files import Busy, why
 from server.oauth import OAuthSettings, Tokens
@@ -44,7 +43,6 @@ logger = logging.getLogger(__name__)
 CLAUDE_CODE = "acc_claude_code"  # the id of Claude Code's login, of which there is one
 LOOK_EVERY = 60.0  # seconds between two looks at all logins, more or less
 DAY = 86_400.0  # seconds
-Fallback = Literal["ask", "true", "false"]
 
 
 def refusal(entry: Entry, tokens: Tokens | None) -> str:
@@ -70,18 +68,18 @@ class Wallet:
         *,
         base_url: str,
         oauth: OAuthSettings,
-        claude_code: tuple[Fallback, str],
+        claude_code: ClaudeCodeSettings,
         clock: Callable[[], float],
         environ: Mapping[str, str],
     ) -> None:
         self._folder = folder
         self._base_url = base_url
         self._oauth = oauth
-        self._fallback, config_dir = claude_code
+        self._fallback = claude_code.fallback
         self._clock = clock
         self._environ = environ
         self._file = SharedJson(folder / "tokens.json", ours=True, check=check_document, clock=clock)
-        self._claude_code = ClaudeCodeHome(credentials_file(config_dir, environ), oauth, clock)
+        self._claude_code = ClaudeCodeHome(credentials_file(claude_code.config_dir, environ), oauth, clock)
         self._logins: dict[str, Login] = {}
         self._notes: list[str] = []
         self._pause = Pause()  # after a save that failed

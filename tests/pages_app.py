@@ -13,9 +13,10 @@ from dataclasses import replace
 from aiohttp import web
 
 from server import guard, pages
-from server.accounts import Accounts, ClaudeCodeSettings
+from server.accounts import Accounts
 from server.books import Books
 from server.budget import Budgets
+from server.claude_code import ClaudeCodeSettings
 from server.clients import ClientKeys
 from server.config import Config
 from server.models import Models
@@ -98,7 +99,7 @@ class Tavern:
         self.warnings = []
         self.personas = list(PERSONAS)
         self.password = page.Password()
-        self.key_check = "ok"
+        self.key_check = ("ok", "")
         self.checked = []
 
     @property

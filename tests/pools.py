@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server.accounts import Accounts, ClaudeCodeSettings
+from server.accounts import Accounts
+from server.claude_code import ClaudeCodeSettings
 from server.oauth import OAuthSettings, Tokens
 
 TOP = Path(__file__).resolve().parent.parent

@@ -18,18 +18,12 @@ PYTHON = TOP / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/pyth
 
 async def fresh_token() -> str:
     """The access token of the login that would pay next. Raises ProxyError and ConfigError with the words to show."""
-    from server.accounts import Accounts, ClaudeCodeSettings
     from server.config import Config
     from server.errors import ProxyError
-    from server.start import oauth_settings
+    from server.start import accounts_of
 
     config = Config.load()
-    accounts = Accounts(
-        config.data_dir,
-        base_url=config.api_base_url,
-        oauth=oauth_settings(config),
-        claude_code=ClaudeCodeSettings(config.fallback_to_claude_code, config.claude_config_dir),
-    )
+    accounts = accounts_of(config)
     await accounts.start()
     try:
         kinds = {account.kind for account in accounts.all()}

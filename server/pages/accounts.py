@@ -7,14 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from server.addresses import url_problem
+from server.accounts import checked_api_key, checked_base_url
 from server.days import rfc3339
 from server.errors import ProxyError
-from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_object
+from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_name, read_object
 from server.pages.words import WORDS
 from server.payers import Account
-
-MAX_NAME = 80
 
 
 async def accounts_page(request: web.Request) -> web.Response:
@@ -82,7 +80,7 @@ def account_changes(body: dict[str, Any]) -> dict[str, Any]:
     if not body:
         raise ProxyError(400, "Nothing to change: send name, enabled, priority or shared.")
     if "name" in body:
-        body = {**body, "name": account_name(body["name"], "name")}
+        body = {**body, "name": read_name(body["name"])}
         if not body["name"]:
             raise ProxyError(400, "name: must not be empty.")
     for key in ("enabled", "shared"):
@@ -94,42 +92,18 @@ def account_changes(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def account_name(given: object, field: str) -> str:
-    if not isinstance(given, str) or len(given) > MAX_NAME or not given.isprintable():
-        raise ProxyError(400, f"{field}: must be text of at most {MAX_NAME} characters, on one line.")
-    return given.strip()
-
-
-def clean_api_key(given: object) -> str:
-    """An API key as pasted, without the blanks around it. Raises ProxyError 400 for what cannot be one."""
-    key = given.strip() if isinstance(given, str) else ""
-    if not key:
-        raise ProxyError(400, "The API key is missing. Paste it into the field.")
-    if key.startswith(("sk-ant-oat", "sk-ant-ort", "sk-ant-sid")):
-        raise ProxyError(
-            400, "This is a sign-in token, not an API key. Make an API key in the Claude Console, or sign in below."
-        )
-    if len(key) > 1000 or not key.isascii() or not key.isprintable() or " " in key:
-        raise ProxyError(400, "This is not an API key: it has blanks or odd characters in it. Copy it once more.")
-    return key
-
-
 async def add_api_key(app: web.Application, body: dict[str, Any]) -> dict[str, Any]:
     """The account of a pasted API key, as `joined` tells it.
 
     Raises ProxyError 400 in the upstream's words when it refuses the key: then nothing is saved.
     """
-    key, name = clean_api_key(body.get("api_key")), account_name(body.get("name", ""), "name")
-    base_url = body.get("base_url") or ""
-    if base_url:
-        problem = url_problem(base_url) if isinstance(base_url, str) else "must be text"
-        if problem:
-            raise ProxyError(400, f"base_url: {problem}.")
-    outcome, _, why = (await app[CHECK_KEY](base_url or app[CONFIG].api_base_url, key)).partition(": ")
+    key, base_url = checked_api_key(body.get("api_key")), checked_base_url(body.get("base_url"))
+    name = read_name(body.get("name", ""))
+    outcome, why = await app[CHECK_KEY](base_url or app[CONFIG].api_base_url, key)
     if outcome == "refused":
         raise ProxyError(400, f"The key was refused: {why.rstrip('.')}. Copy it once more, or make a new one.")
     known = {account.id for account in app[ACCOUNTS].all()}
-    account = await app[ACCOUNTS].add_api_key(key, name, base_url.rstrip("/"))
+    account = await app[ACCOUNTS].add_api_key(key, name, base_url)
     if outcome == "unknown":
         return joined(app, account, "untried", WORDS["signin"]["untried"].format(why=why))
     return joined(app, account, "known" if account.id in known else "added")

@@ -13,8 +13,7 @@ from server.books import GROUPS, Books
 from server.days import read_moment
 from server.errors import ProxyError
 from server.guard import expect
-from server.pages.accounts import account_name
-from server.pages.page import SAFE, answer, read_object
+from server.pages.page import SAFE, answer, read_name, read_object
 from server.usage import Receipts
 
 BOOKS = web.AppKey("books", Books)
@@ -97,7 +96,7 @@ async def name_chat(request: web.Request) -> web.Response:
     body = await read_object(request, "name")
     if "name" not in body:
         raise ProxyError(400, "name: is missing.")
-    name = account_name(body["name"], "name")
+    name = read_name(body["name"])
     return answer(await request.app[BOOKS].name_chat(request.match_info["id"], name))
 
 

@@ -13,10 +13,9 @@ from server.days import begins, day_of, next_day, next_month, rfc3339
 from server.errors import ProxyError
 from server.guard import expect
 from server.helps import NO_HELPS, Helps
-from server.pages.accounts import account_name
 from server.pages.books import BOOKS, NEVER
 from server.pages.helps import help_rows
-from server.pages.page import CONFIG, PASSWORD, all_warnings, answer, page, read_object
+from server.pages.page import CONFIG, PASSWORD, all_warnings, answer, page, read_name, read_object
 from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
@@ -162,7 +161,7 @@ def names(given: object, field: str) -> tuple[str, ...]:
 
 
 def key_name(body: dict[str, Any]) -> str:
-    name = account_name(body.get("name"), "name")
+    name = read_name(body.get("name"))
     if not name:
         raise ProxyError(400, "name: must not be empty. Name the key after who or what uses it.")
     return name

@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 
 from server import __version__
 from server.accounts import Accounts
+from server.attempt import KeyCheck
 from server.config import Config
 from server.errors import ProxyError
 from server.owner import ASK_THE_OWNER, Owner
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 T = TypeVar("T")
+MAX_NAME = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ WARNINGS = web.AppKey[Callable[[], Iterable[str]]]("warnings")
 PLACES = web.AppKey[tuple[Path, Path, Mapping[str, str]]]("places")
 # Looks at everything that usually goes wrong. Blocks: for a thread.
 EXAMINE = web.AppKey[Callable[[], Iterable[Any]]]("examine")
-# Tries an API key at a base URL: "ok", "refused: its words" or "unknown: why it could not be tried".
-CHECK_KEY = web.AppKey[Callable[[str, str], Awaitable[str]]]("check_key")
+# Tries an API key at a base URL: what came of it, and the words about that.
+CHECK_KEY = web.AppKey[Callable[[str, str], Awaitable[tuple[KeyCheck, str]]]]("check_key")
 FINISHING = web.AppKey[set[asyncio.Task[Any]]]("finishing")
 
 # The rooms of the dashboard in the order of the navigation; behind “More” those that are visited now and then.
@@ -181,6 +183,13 @@ async def read_object(request: web.Request, *fields: str) -> dict[str, Any]:
             400, f"{unknown[0]}: there is no such field. This address takes {', '.join(fields) or 'none'}."
         )
     return body
+
+
+def read_name(given: object) -> str:
+    """A name that a person has typed. Raises ProxyError 400."""
+    if not isinstance(given, str) or len(given) > MAX_NAME or not given.isprintable():
+        raise ProxyError(400, f"name: must be text of at most {MAX_NAME} characters, on one line.")
+    return given.strip()
 
 
 async def to_the_end(app: web.Application, work: Coroutine[Any, Any, T]) -> T:

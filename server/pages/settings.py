@@ -14,7 +14,7 @@ from server.errors import ProxyError
 from server.files import stamp, why, write_private
 from server.guard import expect
 from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, page, read_object
-from server.payers import ending
+from server.secret import ending
 
 # Where credentials go, who may come in, what is written down: not for whoever sits in front of an open page.
 BY_HAND = frozenset(
