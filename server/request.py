@@ -223,9 +223,7 @@ def with_known_shapes(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_content(given: Any) -> Any:
     """Text or a list of blocks, where it can be understood as such: a text or a block alone, texts among blocks, a
-    block without its type, nothing at all."""
-    if given is None:
-        return ""
+    block without its type."""
     if not isinstance(given, list | dict):
         return given
     parts = given if isinstance(given, list) else [given]

@@ -70,6 +70,8 @@ def test_the_place_of_a_syntax_error_is_named():
         ({"messages": {}}, "messages"),
         ({"messages": [{"role": "user", "content": "hi"}] * 100_001}, "messages"),
         ({"messages": ["hi"]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [7]}]}, "messages.0.content.0"),
@@ -99,14 +101,6 @@ TEXT = {"type": "text", "text": "x"}
         ({"messages": [{"role": "user", "content": ["x", TEXT]}]}, [{"role": "user", "content": [TEXT, TEXT]}]),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, [{"role": "user", "content": [TEXT]}]),
         ({"messages": [{"role": "user", "content": TEXT}]}, [{"role": "user", "content": [TEXT]}]),
-        (
-            {"messages": [{"role": "user"}, {"role": "user", "content": "x"}]},
-            [
-                {"role": "user", "content": ""},
-                {"role": "user", "content": "x"},
-            ],
-        ),
-        ({"messages": [{"role": "user", "content": None}]}, [{"role": "user", "content": ""}]),
         ({"system": ["x", TEXT]}, [TEXT, TEXT]),
         ({"system": TEXT}, [TEXT]),
         ({"stop_sequences": "END"}, ["END"]),
