@@ -18,6 +18,7 @@ from server.errors import ProxyError
 from server.explain import clock as time_of_day
 from server.models import US_FACTOR, Model, Models, cost
 from server.request import Change
+from server.rewrite.fields import FIELDS
 from server.usage import Receipt, price, token_counts
 
 IMAGE_TOKENS = 6_000  # the most a picture counts
@@ -27,7 +28,8 @@ COUNTED_SLACK, COUNTED_MORE = 1.05, 50  # count_tokens is an estimate, says its 
 MINUTE = 60.0
 WARN_AT = 0.8  # of a limit
 MOST_USD, MOST_TOKENS, MOST_REQUESTS = 1e6, 10**12, 10**6
-SERVER_TOOLS = ("web_search", "web_fetch", "code_execution")  # they add to the prompt while the reply is made
+# Tools that the front end runs itself; any other adds to the prompt, or asks a model, while the reply is made.
+CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "memory_", "computer_", "browser_")
 NOTICE = "budget_notice"
 
 
@@ -137,12 +139,12 @@ def refuse_unpriceable(body: Mapping[str, Any], model: Model | None) -> Model:
             403, "The price of this model is not known, so a key with a limit may not use it. Choose another model."
         )
     for tool in body.get("tools") or ():
-        if isinstance(tool, dict) and str(tool.get("type", "")).startswith(SERVER_TOOLS):
+        if isinstance(tool, dict) and not str(tool.get("type") or "custom").startswith(CLIENT_TOOLS):
             raise ProxyError(
                 403, "A key with a limit may not use tools that run at Claude's side: nobody knows their cost before."
             )
-    if body.get("mcp_servers"):
-        raise ProxyError(403, "A key with a limit may not use MCP servers: nobody knows their cost before.")
+    if unknown := sorted(body.keys() - FIELDS):
+        raise ProxyError(403, f"A key with a limit may not use “{unknown[0]}”: nobody knows its cost before.")
     return model
 
 

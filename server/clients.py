@@ -7,7 +7,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,23 @@ class Client:
                 403, f"This key may not use {model}. Choose one of these in your front end: {', '.join(allowed)}."
             )
 
+    def check_models(self, body: Mapping[str, Any], models: Models) -> None:
+        """The same for every model that a request names."""
+        for model in models_named(body):
+            self.check_model(model, models)
+
 
 OWNER = Client()
+
+
+def models_named(body: Mapping[str, Any]) -> Iterator[str]:
+    """Every model that a request may be answered by: its own, those of `fallbacks`, and those that tools ask."""
+    yield str(body.get("model") or "")
+    for listed in (body.get("fallbacks"), body.get("tools")):
+        for one in listed if isinstance(listed, list) else [listed]:
+            model = one.get("model") if isinstance(one, dict) else one
+            if model is not None:
+                yield str(model)
 
 
 def own_name(model: str, models: Models) -> str:

@@ -174,7 +174,7 @@ class Relay:
         Where the surest bound, a token for each byte, does not fit any more, the upstream is asked for the exact count.
         """
         models = self._live.models
-        asked.client.check_model(sent.model, models)
+        asked.client.check_models(sent.body, models)
         if sent.counting:
             return  # costs nothing
         model = models.find(sent.model)

@@ -435,9 +435,34 @@ async def test_a_model_without_a_known_price_is_refused_under_a_money_limit_and_
 
 async def test_tools_at_claudes_side_are_refused_under_a_limit(proxy, anthropic):
     key = await make_key(proxy, limits={"usd_per_day": 1})
-    tools = [{"type": "web_search_20250305", "name": "web_search"}]
-    assert (await chat(proxy, key, tools=tools)).status == 403
+    for kind in ("web_search_20250305", "advisor_20260301", "tool_search_tool_bm25_20251119", "of_tomorrow"):
+        assert (await chat(proxy, key, tools=[{"type": kind, "name": "x"}])).status == 403
     assert anthropic.seen == []
+    of_the_front_end = [{"name": "dice", "input_schema": {"type": "object"}}, {"type": "memory_20250818", "name": "m"}]
+    assert (await chat(proxy, key, tools=of_the_front_end)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("beta", "further"),
+    [
+        ("server-side-fallback-2026-06-01", {"fallbacks": [{"model": "claude-opus-4-5"}]}),
+        ("mcp-client-2025-11-20", {"mcp_servers": [{"type": "url", "url": "https://a.example", "name": "a"}]}),
+        ("message-threads-2026-10-01", {"thread": {"id": "thread_1"}}),
+        ("of-tomorrow-2027-01-01", {"deeper": True}),
+    ],
+)
+async def test_fields_whose_cost_nobody_knows_are_refused_under_a_limit(proxy, anthropic, beta, further):
+    key, free = await make_key(proxy, limits={"usd_per_day": 1}), await make_key(proxy)
+    headers = {"anthropic-beta": beta}
+    refused = await proxy.send(
+        "POST", "/v1/messages", headers={**headers, "x-api-key": key["key"]}, json=body(TEXT, **further)
+    )
+    assert (refused.status, f"may not use “{next(iter(further))}”" in refused.message) == (403, True)
+    assert anthropic.seen == []
+    passed = await proxy.send(
+        "POST", "/v1/messages", headers={**headers, "x-api-key": free["key"]}, json=body(TEXT, **further)
+    )
+    assert passed.status == 200
 
 
 async def test_a_limit_set_today_counts_what_was_used_before_and_a_raised_one_opens_at_once(proxy, anthropic):

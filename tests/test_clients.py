@@ -187,3 +187,21 @@ def test_models_are_compared_by_what_they_are_not_by_their_spelling():
         client.check_model("claude-opus-5", models)
     assert caught.value.status == 403
     OWNER.check_model("anything", models)
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"fallbacks": [{"model": "claude-opus-5"}]},
+        {"fallbacks": ["claude-opus-5"]},
+        {"fallbacks": "default"},
+        {"tools": [{"name": "dice"}, {"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-5"}]},
+    ],
+)
+def test_a_key_for_certain_models_reaches_no_other_by_a_request_that_names_several(further):
+    client, models = Client("k", models=("opus-4.5",)), Models.load()
+    body = {"model": "claude-opus-4-5", "tools": [{"name": "dice"}], "fallbacks": [{"model": "opus-4.5"}]}
+    client.check_models(body, models)
+    with pytest.raises(ProxyError, match="may not use"):
+        client.check_models({**body, **further}, models)
+    OWNER.check_models({**body, **further}, models)
