@@ -16,6 +16,7 @@ from server.explain import Refusal
 from server.payers import Credential
 from server.reply import Passing, Reply, Stream, book, explained
 from server.request import LARGE, ChatRequest
+from server.secret import struck
 from server.sse import EventTooLarge, Meter, WholeEvents
 from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstream, UpstreamFailed
 from server.usage import Receipt
@@ -67,9 +68,8 @@ class Attempts:
         kept = False
         try:
             if answer.status >= 400:
-                return refusal_of(
-                    answer.status, await answer.read_all(self._patience.idle), answer.headers, credential.kind
-                )
+                raw = await answer.read_all(self._patience.idle)
+                return refusal_of(answer.status, raw, answer.headers, credential)
             refuse_redirect(answer)
             back = passed_back(answer.headers)
             if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
@@ -79,7 +79,7 @@ class Attempts:
             raw = await answer.read_all(self._patience.idle)
             value = json_object(raw, answer)
             if value.get("type") == "error" and isinstance(value.get("error"), dict):
-                return refusal_event(value["error"], answer.headers, credential.kind)
+                return refusal_event(value["error"], answer.headers, credential)
             if not sent.counting:
                 meter = Meter()
                 meter.message(value)
@@ -112,7 +112,7 @@ class Attempts:
             raise UpstreamFailed(502, "The upstream's answer ended before its first word. Try again.")
         stream = Stream(answer, asked.receipt, first, events, self._patience, explain=self._explain)
         if stream.meter.error is not None and not stream.meter.usage:
-            return refusal_event(stream.meter.error, answer.headers, credential.kind)
+            return refusal_event(stream.meter.error, answer.headers, credential)
         begun(stream.meter)
         return Reply(answer.status, {**back, "Content-Type": "text/event-stream; charset=utf-8"}, None, stream)
 
@@ -143,7 +143,7 @@ class Attempts:
         try:
             if answer.status >= 400:
                 raw = await answer.read_all(self._patience.idle)
-                return refusal_of(answer.status, raw, answer.headers, credential.kind)
+                return refusal_of(answer.status, raw, answer.headers, credential)
             refuse_redirect(answer)
             kind = answer.headers.get("content-type", "application/octet-stream")
             back = {**passed_back(answer.headers), "Content-Type": kind}
@@ -158,7 +158,8 @@ class Attempts:
 
 async def check_key(upstream: Upstream, base_url: str, key: str) -> tuple[KeyCheck, str]:
     """Whether the upstream takes an API key, and its words where it does not, or where that cannot be said."""
-    headers = {"x-api-key": key, "anthropic-version": ChatRequest.version, "Accept-Encoding": "identity"}
+    paid = Credential("api_key", key, base_url)
+    headers = {**paid.headers(), "anthropic-version": ChatRequest.version, "Accept-Encoding": "identity"}
     try:
         async with asyncio.timeout(KEY_CHECK_SECONDS):
             answer = await upstream.send("GET", base_url, "/v1/models?limit=1", headers, None)
@@ -171,7 +172,7 @@ async def check_key(upstream: Upstream, base_url: str, key: str) -> tuple[KeyChe
     except TimeoutError:
         return "unknown", "no answer in time"
     if answer.status in (401, 403):
-        return "refused", refusal_of(answer.status, raw, answer.headers, "api_key").message
+        return "refused", refusal_of(answer.status, raw, answer.headers, paid).message
     return ("ok", "") if answer.status == 200 else ("unknown", f"the upstream answered {answer.status}")
 
 
@@ -213,26 +214,27 @@ def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], kind: str) -> Refusal:
-    """An upstream's error answer, also when it is not in the API's shape."""
+def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], paid: Credential) -> Refusal:
+    """An upstream's error answer, also when it is not in the API's shape. Clients read it: the credential is struck."""
     low = {key.lower(): value for key, value in headers.items()}
+    raw = struck(raw.decode("utf-8", "replace"), paid.secret).encode()
     try:
         body = orjson.loads(raw)
         error = body["error"]
         details = error.get("details") or {}
         return Refusal(
-            status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, kind
+            status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, paid.kind
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         words = f"The upstream answered {status} with {what_came(raw, low.get('content-type', ''))}."
-        return Refusal(status, type_of(status), words, "", low, kind)
+        return Refusal(status, type_of(status), words, "", low, paid.kind)
 
 
-def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], kind: str) -> Refusal:
+def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], paid: Credential) -> Refusal:
     """An upstream's error that came with a 200, as first event of a stream or alone, with the status it would have."""
     type_ = str(error.get("type") or "api_error")
-    words = str(error.get("message") or "The upstream reported an error.")
-    return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, kind)
+    words = struck(str(error.get("message") or "The upstream reported an error."), paid.secret)
+    return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, paid.kind)
 
 
 def json_object(raw: bytes, answer: Answer) -> dict[str, Any]:

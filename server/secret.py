@@ -26,3 +26,8 @@ def same(given: str, ours: str) -> bool:
 def ending(key: str) -> str:
     """The last four characters of a key, by which its owner knows it; none of a short one."""
     return key[-4:] if len(key) >= 16 else ""
+
+
+def struck(text: str, secret: str) -> str:
+    """A text of somebody else's, without a secret that it may repeat."""
+    return text.replace(secret, f"…{ending(secret)}")

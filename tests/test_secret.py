@@ -1,6 +1,6 @@
 import pytest
 
-from server.secret import bearer, presented, same
+from server.secret import bearer, presented, same, struck
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,8 @@ def test_tokens_are_compared_as_bytes_whatever_they_hold():
 def test_the_key_header_goes_before_the_bearer_token():
     assert presented({"x-api-key": " one ", "authorization": "Bearer two"}) == ["one", "two"]
     assert presented({"x-api-key": "", "authorization": "Basic two"}) == []
+
+
+def test_a_secret_that_a_text_repeats_is_struck_but_for_its_end():
+    assert struck("no key a-long-secret-1234, a-long-secret-1234!", "a-long-secret-1234") == "no key …1234, …1234!"
+    assert struck("nothing", "a-long-secret-1234") == "nothing"

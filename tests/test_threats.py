@@ -146,6 +146,26 @@ async def test_a_client_key_learns_nothing_of_the_owners(proxy, anthropic):
         assert OWN not in reply.raw.decode()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(403, "permission_error", f"The key {OWN} may not do that"),
+        plain(f"<p>No such key: {OWN}</p>".encode(), 404, "text/html"),
+        stream(b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"%s?"}}\n\n' % OWN.encode()),
+        plain({"type": "error", "error": {"type": "not_found_error", "message": f"{OWN}?"}}),
+    ],
+    ids=["an error", "a page", "a first event", "an error with a 200"],
+)
+async def test_an_upstream_that_repeats_the_key_shows_a_guest_its_end_alone(proxy, anthropic, answer):
+    await add_account(proxy)
+    key = (await proxy.owner("POST", "/api/keys", json={"name": "guest"})).json["key"]
+    anthropic.will(*[answer] * 3)
+    reply = await proxy.ask(headers={"x-api-key": key}, stream=True)
+    assert reply.status >= 400
+    assert OWN not in reply.raw.decode()
+    assert "…0002" in reply.message
+
+
 # -- T15: whose credential pays
 
 
