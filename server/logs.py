@@ -96,8 +96,8 @@ class LinesHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.add(record)
 
-    def flush(self) -> None:
-        self._lines.flush()
+    def flush(self, patience: float = 1.0) -> None:
+        self._lines.flush(patience)
 
 
 def write_line(stream: TextIO, line: str) -> None:

@@ -12,7 +12,7 @@ from datetime import date, datetime
 import aiohttp
 import pytest
 
-from server.books import Books, Row
+from server.books import TOGETHER, Books, Row
 from server.chats import Chats
 from server.days import begins, day_of, next_day, next_month, read_moment
 from server.errors import ProxyError
@@ -58,6 +58,14 @@ def receipt(at=NOON, usage=USED, **fields):
 
 async def rows(books, since=0.0, until=1e11, by="day", **kwargs):
     return await books.usage(since, until, by, **kwargs)
+
+
+async def test_more_rows_than_one_statement_takes_are_all_written(open_books):
+    books = open_books()
+    for n in range(3 * TOGETHER + 5):
+        books.add(receipt(at=NOON + n, duration_ms=n))
+    found = await books.requests(1000)
+    assert [row.duration_ms for row in found] == list(reversed(range(3 * TOGETHER + 5)))
 
 
 # -- the calendar

@@ -1,6 +1,7 @@
 """The road from a front end to the upstream and back, with the real program between them."""
 
 import asyncio
+import gc
 import json
 import logging
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from server.oauth import Tokens
 from server.relay import MOST_PLANNED
+from server.request import ChatRequest
 from tests.fakes import (
     ASK,
     KEY,
@@ -46,6 +48,20 @@ async def test_a_stream_reaches_the_front_end_byte_for_byte(proxy, anthropic):
     assert reply.raw == STREAM
     assert reply.headers["Content-Type"].startswith("text/event-stream")
     assert reply.headers["request-id"] == "req_upstream"
+
+
+async def test_nothing_is_kept_of_a_request_while_its_reply_streams(proxy, anthropic):
+    first, last = b"".join(reply_events("Good ")[:3]), b"".join(reply_events("Good ")[3:])
+    gate, said = asyncio.Event(), "The ferry waits for no one. " * 20
+    body = {**ASK, "stream": True, "messages": [{"role": "user", "content": said}]}
+    anthropic.will(stream(first, gate=gate, last=last))
+    headers = {"x-api-key": KEY}
+    async with proxy.session.post(proxy.url + "/v1/messages", json=body, headers=headers) as reply:
+        assert await reply.content.readexactly(len(first)) == first
+        kept = [one for one in gc.get_objects() if isinstance(one, ChatRequest) and said in str(one.body)]
+        gate.set()
+        assert await reply.read() == last
+    assert kept == []
 
 
 async def test_the_first_words_arrive_while_the_rest_is_still_being_written(proxy, anthropic):

@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 
 import pytest
 
@@ -237,6 +238,37 @@ async def test_bodies_of_many_megabytes_arrive_whole(upstream):
         await answer.read_all(PATIENCE)
         answer.close()
         assert fake.seen[0].raw == body
+
+
+async def test_an_answer_that_comes_before_a_large_request_was_sent_ends_the_sending(upstream):
+    left = asyncio.Event()
+
+    async def refuse(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 2\r\n\r\n{}")
+        with suppress(ConnectionError):
+            while await reader.read(2**20):
+                await asyncio.sleep(0)
+        writer.close()
+        left.set()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        answer = await post(upstream, url, b"x" * 2**25)
+        assert answer.status == 413
+        assert await answer.read_all(PATIENCE) == b"{}"
+        answer.close()
+        async with asyncio.timeout(PATIENCE):
+            await left.wait()
+        assert sum(map(len, upstream._kept._conns.values())) == 0
+
+
+async def test_a_header_with_a_line_break_is_not_sent(upstream):
+    async with fake_anthropic() as fake:
+        with pytest.raises(ValueError, match="line break"):
+            await post(upstream, fake.url, headers={"anthropic-beta": "a\r\nx-api-key: another"})
+        assert fake.seen == []
 
 
 async def test_many_waits_in_a_row_share_a_timer_and_each_has_its_own_end():
