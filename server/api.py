@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import re
 import time
@@ -334,13 +335,13 @@ async def read_body(request: web.Request) -> bytes:
     try:
         # aiohttp's read() would unpack without a bound between two looks at the size, and keep the body as long as the
         # request (seen with 3.14.5)
-        body = bytearray()
+        body = io.BytesIO()
         while chunk := await request.content.readany():
-            body += chunk
-            if len(body) > MAX_BODY:
+            body.write(chunk)
+            if body.tell() > MAX_BODY:
                 request.content.set_exception(too_large)  # nor unpack the rest while it waits for the end
                 raise too_large
-        return bytes(body)
+        return body.getvalue()
     except web.RequestPayloadError:
         raise ProxyError(400, guard.DAMAGED) from None
 

@@ -91,7 +91,7 @@ async def exchange(connection: Connection, head: bytes, body: bytes) -> Exchange
     sending = None
     try:
         if len(body) <= AT_ONCE:
-            protocol.transport.write(head + body)
+            protocol.transport.writelines((head, body) if body else (head,))
         else:
             sending = asyncio.create_task(send_in_pieces(protocol, head, body))
         while True:
