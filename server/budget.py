@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.content import images_of
-from server.days import day_of, month_of, next_day, next_month
+from server.days import day_of, month_of, next_day, next_month, time_of_day
 from server.errors import ProxyError
-from server.explain import clock as time_of_day
 from server.models import US_FACTOR, Model, Models, cost
 from server.request import Change
 from server.rewrite.fields import FIELDS

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from server.cache_memory import MARGIN
 from server.cache_planner import Counts, Plan
+from server.days import span
 from server.prefix import Prompt
 from server.rewrite.cache_plan import SECONDS
 from server.rewrite.steady_window import slid
@@ -224,9 +225,3 @@ def in_story(prompt: Prompt, last: Prompt, at: int) -> Cause:
     number = prompt.places[at].message + 1 if at < len(prompt) else last.places[at].message + 1
     count = prompt.places[-1].message + 1
     return Cause("messages", f"an earlier message was edited, deleted or hidden (message {number} of {count})")
-
-
-def span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

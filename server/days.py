@@ -1,4 +1,4 @@
-"""The calendar: days and months begin at midnight by this computer's clock; times as the API tells them."""
+"""The calendar: days and months begin at midnight by this computer's clock; times as the API and people tell them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,22 @@ def month_of(at: float) -> date:
 def next_month(at: float) -> float:
     """When the month of this moment ends."""
     return begins((month_of(at) + timedelta(days=31)).replace(day=1))
+
+
+def time_of_day(at: float, now: float) -> str:
+    """A time as the player's own clock shows it; with the day when that is not today."""
+    local = datetime.fromtimestamp(at).astimezone()
+    return f"{local:%H:%M}" if local.date() == day_of(now) else f"{local:%H:%M on %A, %d %B}"
+
+
+def span(seconds: float) -> str:
+    """How long something takes, in the largest unit that says it well."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.0f} h" if hours >= 9.95 else f"{hours:.1f} h".replace(".0", "")
 
 
 def rfc3339(at: float | None, timespec: str = "seconds") -> str | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
+from server.days import time_of_day
+
 NOT_FOR_APPS = (
     "Anthropic does not allow subscription sign-ins here: use an API key or an `ant` login on the proxy's sign-in page."
 )
@@ -128,7 +130,7 @@ def rate_limited(refusal: Refusal, now: float) -> str:
     until = rests_until(refusal.headers, now)
     if until is None:
         return f"{which} is reached: wait a minute, then send again."
-    return f"{which} ends at {clock(until, now)}: send again then, or sign in with another account."
+    return f"{which} ends at {time_of_day(until, now)}: send again then, or sign in with another account."
 
 
 def rests_until(headers: Mapping[str, str], now: float) -> float | None:
@@ -163,9 +165,3 @@ def moment(text: str, now: float) -> float | None:
         except (ValueError, OverflowError):
             continue
     return None
-
-
-def clock(at: float, now: float) -> str:
-    """A time of day as the player's own clock shows it; with the day when that is not today."""
-    local, today = datetime.fromtimestamp(at).astimezone(), datetime.fromtimestamp(now).astimezone()
-    return f"{local:%H:%M}" if local.date() == today.date() else f"{local:%H:%M on %A, %d %B}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from hashlib import sha256
 from math import ceil, inf
 from typing import Any, Literal
 
-from server.days import rfc3339
+from server.days import rfc3339, span, time_of_day
 from server.errors import ProxyError
 from server.health import Gauge, Strain, public_gauge
 from server.oauth import BETA, is_token
@@ -166,12 +165,9 @@ def all_rest(until: float, now: float) -> ProxyError:
     if until == inf:
         return ProxyError(429, f"Every account has reached its limit. {OPEN_PAGE} to see why and to wake one.")
     wait = ceil(until - now)
-    day = "%H:%M" if wait < 20 * 3600 else "%a %d %b, %H:%M"
-    clock = datetime.fromtimestamp(until, UTC).astimezone().strftime(day)
-    span = f"{wait} s" if wait < 120 else f"{wait // 60} min" if wait < 7200 else f"{wait // 3600} h"
     return ProxyError(
         429,
-        f"Every account has reached its limit. The first is free again at {clock} (in {span}).",
+        f"Every account has reached its limit. The first is free again at {time_of_day(until, now)} (in {span(wait)}).",
         headers={"retry-after": str(wait)},
     )
 

@@ -2,7 +2,7 @@ from datetime import datetime
 
 import pytest
 
-from server.explain import Refusal, clock, closing_words, is_policy, moment, remedy, rests_until
+from server.explain import Refusal, closing_words, is_policy, moment, remedy, rests_until
 
 NOW = datetime.fromisoformat("2026-11-20T20:00").astimezone().timestamp()  # on the clock where the test runs
 
@@ -94,11 +94,6 @@ def test_the_latest_exhausted_limit_counts_when_there_is_no_retry_after():
         "anthropic-ratelimit-input-tokens-reset": "2026-11-20T20:01:00Z",
     }
     assert rests_until(headers, NOW) == datetime.fromisoformat("2026-11-20T20:01:00Z").timestamp()
-
-
-def test_another_day_is_named():
-    assert clock(NOW + 60, NOW) == "20:01"
-    assert clock(NOW + 86400, NOW) == "20:00 on Saturday, 21 November"
 
 
 @pytest.mark.parametrize(
