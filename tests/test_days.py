@@ -1,10 +1,10 @@
-from datetime import datetime
+from datetime import date
 
 import pytest
 
-from server.days import span, time_of_day
+from server.days import begins, span, time_of_day
 
-NOON = datetime(2026, 11, 20, 12).timestamp()
+NOON = begins(date(2026, 11, 20)) + 12 * 3600
 
 
 def test_another_day_is_named():
