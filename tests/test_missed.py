@@ -238,14 +238,16 @@ async def test_the_api_is_asked_why_only_where_the_owner_wants_it(tmp_path):
         )
 
 
+STORY = {"messages": [{"role": "user", "content": "Once upon a time. " * 800}]}  # long enough to be cached
+
+
 @pytest.mark.parametrize("reason", ["tools_changed", {"type": "tools_changed"}], ids=str)
 async def test_what_the_api_says_goes_first_where_we_saw_nothing_change(tmp_path, anthropic, reason):
-    story = {"messages": [{"role": "user", "content": "Once upon a time. " * 800}]}
     usage = {"input_tokens": 20, "cache_creation_input_tokens": 4_000, "cache_read_input_tokens": 0, "output_tokens": 3}
     async with running(tmp_path, anthropic.url, cache_diagnostics=True) as proxy:
         for diagnostics in (None, {"cache_miss_reason": reason}):
             anthropic.will(plain({**PLAIN, "usage": usage, "diagnostics": diagnostics}))
-            await proxy.ask(**story)
+            await proxy.ask(**STORY)
         told = (await proxy.receipts())[0]["cache"]["missed_because"]
     assert anthropic.seen[1].body["diagnostics"] == {"previous_message_id": PLAIN["id"]}
     assert re.fullmatch(r"a tool definition changed: 4,020 tokens sent again, 1\.2 ct", told)
@@ -254,8 +256,8 @@ async def test_what_the_api_says_goes_first_where_we_saw_nothing_change(tmp_path
 async def test_an_upstream_that_refuses_to_be_asked_is_asked_no_more(tmp_path, anthropic):
     refusal = error(400, "invalid_request_error", "diagnostics: Extra inputs are not permitted")
     async with running(tmp_path, anthropic.url, cache_diagnostics=True) as proxy:
-        await proxy.ask()
+        await proxy.ask(**STORY)
         anthropic.will(refusal)
-        statuses = [(await proxy.ask()).status for _ in range(2)]
+        statuses = [(await proxy.ask(**STORY)).status for _ in range(2)]
     assert statuses == [200, 200]
     assert ["diagnostics" in seen.body for seen in anthropic.seen] == [False, True, False, False]
