@@ -180,15 +180,10 @@ class AntHome:
             raise Unavailable(self.file.unreadable)
         if not may_be_replaced(self.file.path.resolve()):
             raise Unavailable(f"{self.file.path} cannot be written here, so its login cannot be renewed")
-        return await oauth.refresh(
-            f"{self.own_base_url or self._base_url}/v1/oauth/token",
-            old,
-            client_id,
-            clock=self._clock,
-            deadline=self._settings.deadline,
-            repeat_lost=repeat_lost,
-            headers={"anthropic-beta": BETA},
-        )
+        token_url = f"{self.own_base_url or self._base_url}/v1/oauth/token"
+        settings = replace(self._settings, token_url=token_url, client_id=client_id)
+        headers = {"anthropic-beta": BETA}
+        return await oauth.refresh(settings, old, clock=self._clock, repeat_lost=repeat_lost, headers=headers)
 
     async def _have_ant_renew(self, program: str) -> Tokens:
         """`ant auth print-credentials` renews what is near its end; what it prints then stands in its file too."""

@@ -79,14 +79,7 @@ class ClaudeCodeHome:
             raise Unavailable(
                 f"{self.file.path} cannot be written here, so only Claude Code itself can renew its login"
             )
-        return await oauth.refresh(
-            self._settings.token_url,
-            old,
-            self._settings.client_id,
-            clock=self._clock,
-            deadline=self._settings.deadline,
-            repeat_lost=repeat_lost,
-        )
+        return await oauth.refresh(self._settings, old, clock=self._clock, repeat_lost=repeat_lost)
 
 
 def tokens_in(document: Document) -> Tokens | None:

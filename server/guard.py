@@ -15,16 +15,14 @@ from types import MappingProxyType
 import orjson
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
-from multidict import CIMultiDictProxy
 
 from server.errors import ProxyError
 from server.logs import frames
-from server.owner import Owner
+from server.owner import Headers, Owner, cookies_of
 from server.usage import new_id
 
 log = logging.getLogger(__name__)
 
-Headers = CIMultiDictProxy[str]
 RefusalPage = Callable[[web.Request, ProxyError], web.Response]
 TurnedAway = Callable[[ProxyError], str]  # notes a chat that came no further than the gate; the id of its receipt
 
@@ -310,8 +308,7 @@ class Guard:
         return simple_type(request.headers) if audience is Audience.FRONT else wrong_type(request.headers)
 
     def _not_the_owner(self, headers: Headers) -> ProxyError | None:
-        cookies = "; ".join(headers.getall(hdrs.COOKIE, ()))
-        return self._owner.refusal(cookies, headers.get(hdrs.AUTHORIZATION, ""))
+        return self._owner.refusal(cookies_of(headers), headers.get(hdrs.AUTHORIZATION, ""))
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from server import __version__
@@ -188,25 +189,24 @@ def part(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 async def refresh(
-    url: str,
+    settings: OAuthSettings,
     old: Tokens,
-    client_id: str,
     *,
     clock: Callable[[], float],
-    deadline: float,
     repeat_lost: bool,
     headers: Mapping[str, str] | None = None,
 ) -> Tokens:
     """New tokens for old ones. A call whose answer got lost is repeated once, at once, with the same refresh token:
     servers that give a rotated token some grace answer again, and the others say `invalid_grant`."""
-    fields = {"grant_type": "refresh_token", "refresh_token": old.refresh_token, "client_id": client_id}
+    fields = {"grant_type": "refresh_token", "refresh_token": old.refresh_token, "client_id": settings.client_id}
+    ask = partial(post, settings.token_url, fields, deadline=settings.deadline, headers=headers)
     try:
-        answer = await post(url, fields, deadline=deadline, headers=headers)
+        answer = await ask()
     except Unavailable as lost:
         if not (lost.sent and repeat_lost):
             raise
         logger.info("The sign-in server's answer got lost; asking once more.")
-        answer = await post(url, fields, deadline=deadline, headers=headers)
+        answer = await ask()
     return read_answer(answer, clock(), old)
 
 

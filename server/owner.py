@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from multidict import CIMultiDictProxy
+
 from server.errors import ProxyError
 from server.files import Damaged, mend_rights, read_private, set_aside, why, write_private
 from server.secret import bearer, same
@@ -20,6 +22,8 @@ SESSION_SECONDS = 30 * 86400
 MIN_TOKEN = 32  # characters of an admin token: fewer could be guessed, so such a file is not trusted
 OPEN_LINKS = 64  # one-time links that may wait at once; the oldest gives way
 FREE_TRIES, TRY_SECONDS, LONGEST_WAIT = 5, 60, 3600
+
+Headers = CIMultiDictProxy[str]
 
 ASK_THE_OWNER = (
     "This is for the owner of this proxy only. Open it with “./run.sh open” (Windows: “run.bat open”), "
@@ -47,6 +51,11 @@ def session_is_good(value: str, admin_token: str, now: float) -> bool:
     if not same(signed_by, signature(admin_token, signed)):
         return False
     return now < int(signed.partition(".")[0])  # ours, as the signature has shown
+
+
+def cookies_of(headers: Headers) -> str:
+    """All `Cookie` headers of a request as one."""
+    return "; ".join(headers.getall("cookie", ()))
 
 
 def cookies_named(name: str, header: str) -> Iterator[str]:

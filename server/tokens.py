@@ -220,14 +220,7 @@ class OwnHome:
             raise Unavailable(self.file.closed)  # the new tokens could not be kept
         if not old.refresh_token:
             raise InvalidGrant("it came without a refresh token")
-        return await oauth.refresh(
-            self._settings.token_url,
-            old,
-            self._settings.client_id,
-            clock=self._clock,
-            deadline=self._settings.deadline,
-            repeat_lost=repeat_lost,
-        )
+        return await oauth.refresh(self._settings, old, clock=self._clock, repeat_lost=repeat_lost)
 
 
 @dataclass(frozen=True)

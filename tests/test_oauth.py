@@ -23,7 +23,7 @@ from server.oauth import (
     seconds,
 )
 from tests.fake_oauth import SUBSCRIPTION, FakeOAuth
-from tests.pools import NOW
+from tests.pools import NOW, settings
 
 pytestmark = pytest.mark.anyio
 
@@ -229,7 +229,7 @@ def closed_port():
 async def test_a_refresh_is_one_json_post_with_our_own_user_agent():
     async with FakeOAuth().serving() as oauth:
         old = Tokens(**oauth.issue())
-        tokens = await refresh(oauth.url, old, "the-client", clock=lambda: NOW, deadline=30, repeat_lost=True)
+        tokens = await refresh(settings(oauth.url), old, clock=lambda: NOW, repeat_lost=True)
     ((asked, headers, _),) = oauth.seen
     assert asked == {"grant_type": "refresh_token", "refresh_token": old.refresh_token, "client_id": "the-client"}
     assert headers["Content-Type"] == "application/json"

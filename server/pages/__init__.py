@@ -6,43 +6,34 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from server.guard import expect
 from server.pages import accounts, books, keys, live, me, now, personas, requests, settings, signin, spending
-from server.pages.page import FINISHING, static
+from server.pages.page import FINISHING, route, static
 
 
 def routes() -> list[web.RouteDef]:
     """Every page and every owner's route of this folder."""
-
-    def get(path: str, handler: Handler) -> web.RouteDef:
-        return web.get(path, handler, allow_head=False, expect_handler=expect)
-
-    def post(path: str, handler: Handler) -> web.RouteDef:
-        return web.post(path, handler, expect_handler=expect)
-
     return [
-        get("/", now.start_page),
-        get("/auth/login", signin.login),
-        get("/auth/callback", signin.callback),
-        get("/auth/status", signin.status),
-        post("/auth/start", signin.start),
-        post("/auth/submit", signin.submit),
-        post("/auth/api-key", signin.api_key),
-        post("/auth/ant", signin.ant_profile),
-        post("/auth/claude-code", signin.claude_code),
-        post("/auth/refresh", signin.refresh),
-        post("/auth/logout", signin.logout),
-        get("/accounts", accounts.accounts_page),
-        get("/api/accounts", accounts.listing),
-        post("/api/accounts", accounts.add),
-        web.patch("/api/accounts/{id}", accounts.change, expect_handler=expect),
-        web.delete("/api/accounts/{id}", accounts.remove, expect_handler=expect),
-        post("/api/accounts/{id}/wake", accounts.wake),
-        post("/api/login-link", accounts.login_link),
-        get("/static/{name}", static),
-        get("/favicon.ico", static),
+        route("GET", "/", now.start_page),
+        route("GET", "/auth/login", signin.login),
+        route("GET", "/auth/callback", signin.callback),
+        route("GET", "/auth/status", signin.status),
+        route("POST", "/auth/start", signin.start),
+        route("POST", "/auth/submit", signin.submit),
+        route("POST", "/auth/api-key", signin.api_key),
+        route("POST", "/auth/ant", signin.ant_profile),
+        route("POST", "/auth/claude-code", signin.claude_code),
+        route("POST", "/auth/refresh", signin.refresh),
+        route("POST", "/auth/logout", signin.logout),
+        route("GET", "/accounts", accounts.accounts_page),
+        route("GET", "/api/accounts", accounts.listing),
+        route("POST", "/api/accounts", accounts.add),
+        route("PATCH", "/api/accounts/{id}", accounts.change),
+        route("DELETE", "/api/accounts/{id}", accounts.remove),
+        route("POST", "/api/accounts/{id}/wake", accounts.wake),
+        route("POST", "/api/login-link", accounts.login_link),
+        route("GET", "/static/{name}", static),
+        route("GET", "/favicon.ico", static),
         *books.routes(),
         *keys.routes(),
         *live.routes(),

@@ -12,8 +12,7 @@ from aiohttp import hdrs, web
 from server.books import GROUPS, Books
 from server.days import read_moment
 from server.errors import ProxyError
-from server.guard import expect
-from server.pages.page import SAFE, answer, read_name, read_object
+from server.pages.page import SAFE, answer, read_name, read_object, route
 from server.usage import Receipts
 
 BOOKS = web.AppKey("books", Books)
@@ -25,11 +24,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a command
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/api/requests", requests, expect_handler=expect),
-        web.get("/api/usage", usage, expect_handler=expect),
-        web.get("/api/usage.csv", usage_csv, expect_handler=expect),
-        web.get("/api/chats", chats, expect_handler=expect),
-        web.patch("/api/chats/{id}", name_chat, expect_handler=expect),
+        route("GET", "/api/requests", requests),
+        route("GET", "/api/usage", usage),
+        route("GET", "/api/usage.csv", usage_csv),
+        route("GET", "/api/chats", chats),
+        route("PATCH", "/api/chats/{id}", name_chat),
     ]
 
 

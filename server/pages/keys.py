@@ -11,11 +11,10 @@ from server.budget import Budgets, Limits
 from server.clients import Client, ClientKeys
 from server.days import begins, day_of, next_day, next_month, rfc3339
 from server.errors import ProxyError
-from server.guard import expect
 from server.helps import NO_HELPS, Helps
 from server.pages.books import BOOKS, NEVER
 from server.pages.helps import help_rows
-from server.pages.page import CONFIG, PASSWORD, all_warnings, answer, page, read_name, read_object
+from server.pages.page import CONFIG, PASSWORD, all_warnings, answer, page, read_name, read_object, route
 from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
@@ -27,12 +26,12 @@ DAYS_TOLD = 31
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/keys", keys_page, allow_head=False, expect_handler=expect),
-        web.get("/api/keys", listing, expect_handler=expect),
-        web.post("/api/keys", make, expect_handler=expect),
-        web.patch("/api/keys/{id}", change, expect_handler=expect),
-        web.delete("/api/keys/{id}", revoke, expect_handler=expect),
-        web.get("/api/me", me, expect_handler=expect),
+        route("GET", "/keys", keys_page),
+        route("GET", "/api/keys", listing),
+        route("POST", "/api/keys", make),
+        route("PATCH", "/api/keys/{id}", change),
+        route("DELETE", "/api/keys/{id}", revoke),
+        route("GET", "/api/me", me),
     ]
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import orjson
 from aiohttp import hdrs, web
 
-from server.guard import expect
 from server.pages.books import RECEIPTS
 from server.pages.figures import number, span
-from server.pages.page import ACCOUNTS, SAFE
+from server.pages.page import ACCOUNTS, SAFE, route
 from server.pages.words import WORDS
 
 LOOK_SECONDS = 2.0  # accounts change by themselves, as when a rest ends
@@ -48,7 +47,7 @@ NEWS = web.AppKey("news", News)
 
 
 def routes() -> list[web.RouteDef]:
-    return [web.get("/api/live", live, allow_head=False, expect_handler=expect)]
+    return [route("GET", "/api/live", live)]
 
 
 def progress(under_way: list[dict[str, Any]]) -> dict[str, str]:

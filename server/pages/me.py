@@ -5,16 +5,15 @@ from __future__ import annotations
 from aiohttp import web
 
 from server.errors import ProxyError
-from server.guard import expect
 from server.pages.keys import KEYS, about
-from server.pages.page import page, read_object
+from server.pages.page import page, read_object, route
 from server.pages.spending import summed, told
 
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/me", me_page, allow_head=False, expect_handler=expect),
-        web.post("/me", my_page, expect_handler=expect),
+        route("GET", "/me", me_page),
+        route("POST", "/me", my_page),
     ]
 
 

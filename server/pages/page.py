@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
 from server import __version__
 from server.accounts import Accounts
 from server.attempt import KeyCheck
 from server.config import Config
 from server.errors import ProxyError
+from server.guard import expect
 from server.owner import ASK_THE_OWNER, Owner
 from server.pages import figures
 from server.pages.words import WORDS
@@ -105,6 +107,12 @@ def static_files() -> dict[str, bytes]:
 def static_address(name: str) -> str:
     """The address of a static file, new whenever its content is."""
     return f"/static/{name}?v={hashlib.sha256(static_files()[name]).hexdigest()[:10]}"
+
+
+def route(method: str, path: str, handler: Handler) -> web.RouteDef:
+    """A route of these pages: `Expect` is answered after the guard's checks, and HEAD uses nothing up."""
+    no_head = {"allow_head": False} if method == "GET" else {}
+    return web.route(method, path, handler, expect_handler=expect, **no_head)
 
 
 async def static(request: web.Request) -> web.Response:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
 
 from server.errors import ProxyError
-from server.guard import expect
 from server.helps import NO_HELPS
 from server.pages.helps import help_rows
-from server.pages.page import CONFIG, PRESETS, all_warnings, answer, page
+from server.pages.page import CONFIG, PRESETS, all_warnings, answer, page, route
 from server.presets import LARGEST, TEXTS, Persona, PersonaError, read_persona
 
 
 def routes() -> list[web.RouteDef]:
-    def get(path: str, handler: Any) -> web.RouteDef:
-        return web.get(path, handler, allow_head=False, expect_handler=expect)
-
     return [
-        get("/personas", personas_page),
-        get("/personas/{name}", persona_page),
-        get("/new-persona", new_page),
-        web.post("/api/personas/{name}", save, expect_handler=expect),
-        web.put("/api/personas/{name}", save, expect_handler=expect),
-        web.delete("/api/personas/{name}", remove, expect_handler=expect),
+        route("GET", "/personas", personas_page),
+        route("GET", "/personas/{name}", persona_page),
+        route("GET", "/new-persona", new_page),
+        route("POST", "/api/personas/{name}", save),
+        route("PUT", "/api/personas/{name}", save),
+        route("DELETE", "/api/personas/{name}", remove),
     ]
 
 

@@ -12,9 +12,8 @@ import orjson
 from aiohttp import web
 
 from server.errors import ProxyError
-from server.guard import expect
 from server.pages.books import RECEIPTS, newest, one_request
-from server.pages.page import CONFIG, all_warnings, page
+from server.pages.page import CONFIG, all_warnings, page, route
 from server.usage import Bodies
 
 SHOWN, MOST = 100, 1000  # rows of the list: at first, and after a click
@@ -22,8 +21,8 @@ SHOWN, MOST = 100, 1000  # rows of the list: at first, and after a click
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/requests", requests_page, allow_head=False, expect_handler=expect),
-        web.get("/requests/{id}", request_page, allow_head=False, expect_handler=expect),
+        route("GET", "/requests", requests_page),
+        route("GET", "/requests/{id}", request_page),
     ]
 
 

@@ -12,8 +12,7 @@ from aiohttp import web
 from server.config import Config, ConfigError, parse, settings_given, show, with_value
 from server.errors import ProxyError
 from server.files import stamp, why, write_private
-from server.guard import expect
-from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, page, read_object
+from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, page, read_object, route
 from server.secret import ending
 
 # Where credentials go, who may come in, what is written down: not for whoever sits in front of an open page.
@@ -28,10 +27,10 @@ SECRET = frozenset({"metrics_token"})  # shown by its last four characters
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/settings", settings_page, allow_head=False, expect_handler=expect),
-        web.patch("/api/settings", change, expect_handler=expect),
-        web.get("/doctor", doctor_page, allow_head=False, expect_handler=expect),
-        web.get("/api/doctor", examine, expect_handler=expect),
+        route("GET", "/settings", settings_page),
+        route("PATCH", "/api/settings", change),
+        route("GET", "/doctor", doctor_page),
+        route("GET", "/api/doctor", examine),
     ]
 
 
@@ -122,8 +121,9 @@ def write_settings(places: Any, changes: dict[str, str]) -> None:
         given = settings_given(*places)
         before, text = stamp(file), file.read_text(encoding="utf-8-sig") if file.exists() else ""
         for key, value in changes.items():
-            if given.get(key, ("", file.name))[1].startswith(file.name) is False:
-                raise ProxyError(409, f"{key}: is set in {given[key][1]}, which goes first. Change it there.")
+            _, place = given.get(key, ("", file.name))
+            if not place.startswith(file.name):
+                raise ProxyError(409, f"{key}: is set in {place}, which goes first. Change it there.")
             text = with_value(text, key, value.strip())
         write_private(candidate, text.encode())
         Config.load(candidate, env_file, environ)

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 
 from server.addresses import is_loopback
 from server.errors import ProxyError
-from server.owner import SESSION_SECONDS, cookies_named
+from server.owner import SESSION_SECONDS, cookies_named, cookies_of
 from server.pages.accounts import add_api_key, joined
 from server.pages.page import (
     ACCOUNTS,
@@ -40,17 +40,13 @@ def attempt_cookie(port: int) -> str:
     return f"tavern_signin_{port}"
 
 
-def cookie_header(request: web.Request) -> str:
-    return "; ".join(request.headers.getall(hdrs.COOKIE, ()))
-
-
 # The pages.
 
 
 async def login(request: web.Request) -> web.Response:
     """GET /auth/login: with a one-time link's token the way in, for the owner the sign-in page."""
     owner = request.app[OWNER]
-    cookies = cookie_header(request)
+    cookies = cookies_of(request.headers)
     if "token" in request.query:
         return enter(request, bool(owner.session(cookies)))
     if refusal := owner.refusal(cookies, request.headers.get(hdrs.AUTHORIZATION, "")):
@@ -101,7 +97,7 @@ async def callback(request: web.Request) -> web.Response:
     """GET /auth/callback: the authorize page sends the browser back here. It comes from another site, so without the
     session cookie: the attempt's own cookie stands for the browser, and nothing but the attempt is touched."""
     signin, query, words = request.app[SIGNIN], request.query, WORDS["moving"]
-    browser = next(cookies_named(attempt_cookie(request.app[PORT]), cookie_header(request)), "")
+    browser = next(cookies_named(attempt_cookie(request.app[PORT]), cookies_of(request.headers)), "")
     try:
         if "error" in query:
             raise signin.deny(query["error"], query.get("state", ""))
@@ -142,7 +138,7 @@ async def start(request: web.Request) -> web.Response:
     body = await read_object(request, "understood")
     require_understanding(body)
     # The same for all attempts of one session, so that two of them, in two tabs, do not spoil each other.
-    session = request.app[OWNER].session(cookie_header(request)) or secrets.token_urlsafe(32)
+    session = request.app[OWNER].session(cookies_of(request.headers)) or secrets.token_urlsafe(32)
     browser = hashlib.sha256(f"browser of {session}".encode()).hexdigest()
     attempt = request.app[SIGNIN].start(browser)
     response = answer({"authorize_url": attempt.authorize_url, "state": attempt.state})

@@ -10,10 +10,9 @@ from typing import Any
 from aiohttp import web
 
 from server.days import begins, day_of
-from server.guard import expect
 from server.pages import figures, plot
 from server.pages.books import BOOKS, EVER, NEVER, chats_between
-from server.pages.page import PRESETS, all_warnings, page
+from server.pages.page import PRESETS, all_warnings, page, route
 from server.pages.words import WORDS
 
 PERIODS = {"7": 7, "30": 30, "90": 90, "all": 0}
@@ -25,8 +24,8 @@ MOST_DAYS = 366  # columns of a plot
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/spending", spending_page, allow_head=False, expect_handler=expect),
-        web.get("/chats", chats_page, allow_head=False, expect_handler=expect),
+        route("GET", "/spending", spending_page),
+        route("GET", "/chats", chats_page),
     ]
 
 
