@@ -21,6 +21,7 @@ from server.content import as_blocks
 SAME = 0.7  # of the last lines stand in the next request; the rest was edited, or moves about
 TAIL = 100  # lines looked for
 LINES = 400  # lines looked at: what came since then stands behind the tail
+LONGEST = 10_000  # characters of a line looked at
 KEPT = 300  # chats that are recognised
 DIGEST = 8  # bytes
 TEXTS = 2_048  # read and remembered, some 250 bytes each: several long chats, LINES of each
@@ -64,9 +65,8 @@ class Lines:
         return known
 
     def _digests(self, text: str) -> Iterator[bytes]:
-        for line in map(str.strip, reversed(text.rsplit("\n", LINES)[-LINES:])):
-            if line:
-                said = line.encode("utf-8", "surrogatepass")
+        for line in reversed(text.rsplit("\n", LINES)[-LINES:]):
+            if said := line[:LONGEST].strip().encode("utf-8", "surrogatepass"):
                 yield hashlib.blake2b(said, digest_size=DIGEST, key=self._secret).digest()
 
 

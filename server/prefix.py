@@ -143,8 +143,9 @@ class Digests:
 
     def _read(self, part: str, role: str, kind: str, block: Mapping[str, Any]) -> tuple[bytes, int]:
         raw, weight = content_of(block)
-        head = f"{part}\0{role}\0{kind}\0".encode()
-        return hashlib.blake2b(head + raw, digest_size=DIGEST, key=self.secret).digest(), weight
+        digest = hashlib.blake2b(f"{part}\0{role}\0{kind}\0".encode(), digest_size=DIGEST, key=self.secret)
+        digest.update(raw)  # a large one in its place, and beside whatever else the process does
+        return digest.digest(), weight
 
 
 def read_prompt(body: Mapping[str, Any], model: Model, scope: str, digests: Digests) -> Prompt:
