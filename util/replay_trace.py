@@ -1,4 +1,4 @@
-"""What the prompt cache would save in a recorded chat: python util/replay_trace.py TRACE.jsonl[.xz] … [--turns]
+"""What the prompt cache would save in a recorded chat: python util/replay_trace.py TRACE.jsonl[.xz] … [--turns] [--hindsight]
 
 Runs the recorded requests through the proxy's own rewriting and cache planner, on the recording's clock, and lets the
 practice upstream's accounting make out the bill. Nothing is sent. Costs are input costs, as a share of no caching.
@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "util")]
+
+import hindsight  # noqa: E402
+from hindsight import FIRST_BYTE, Hindsight  # noqa: E402
 
 from server.cache_memory import CacheMemory, Scope  # noqa: E402
 from server.cache_planner import CachePlanner  # noqa: E402
@@ -30,7 +33,6 @@ from server.request import ChatRequest  # noqa: E402
 from server.rewrite import Context, Options, rewrite  # noqa: E402
 from server.rewrite.cache_marks import without_marks  # noqa: E402
 
-FIRST_BYTE = 1.0  # seconds from a request to the beginning of its response
 BACK_TO_BACK = 0.05  # seconds between requests where the planner sees no pauses
 
 Marks = Mapping[int, str]
@@ -204,6 +206,13 @@ def without_caching(trace: Sequence[Asked]) -> float:
     return float(sum(accounting.read_prompt(without_marks(one.request.body), one.model).tokens for one in trace))
 
 
+def in_hindsight(trace: Sequence[Asked]) -> Replay:
+    """By one who knew each later request."""
+    bare = [hindsight.Asked.of(one.at, without_marks(one.request.body), one.model) for one in trace]
+    marks = iter(Hindsight(bare).clairvoyant())
+    return by_rule(trace, lambda _body, _prompt: next(marks))
+
+
 def policies(trace: Sequence[Asked], models: Models, *, back_to_back: bool = False) -> Iterator[tuple[str, Replay]]:
     """Every policy by its name; of SillyTavern's eight settings the best for this chat, known only afterwards."""
     settings = {name: by_rule(trace, marker) for name, marker in SILLYTAVERN.items()}
@@ -262,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", action="store_true", help="what hit in each turn under “ours”, and why not")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--back-to-back", action="store_true", help="as if the proxy saw no pauses between requests")
+    parser.add_argument("--hindsight", action="store_true", help="also what one would pay who knew each later request")
     given = parser.parse_args(arguments)
     models = Models.load()
     names, results = [], []
@@ -273,6 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         names.append(path.name.split(".")[0])
         results.append(dict(policies(trace, models, back_to_back=given.back_to_back)))
+        if given.hindsight:
+            results[-1]["in hindsight"] = in_hindsight(trace)
     if given.json:
         print(json.dumps({name: as_json(result) for name, result in zip(names, results, strict=True)}, indent=1))
         return 0
