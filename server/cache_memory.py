@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -67,17 +67,37 @@ class Request:
     steps: list[tuple[int, int]] = field(default_factory=list)
     followers: int = 0
     row: int = 0
-    reply: str = ""  # the id of the reply to it; in memory alone
+    reply: str = ""  # the id of the reply to it; like the rest in memory alone
+    extra: float = 0.0  # what the chat cost up to here beyond no caching, in plain tokens; below 0 it saved
+    tokens: int = 0  # of the chat's prompts up to here
 
-    def seen(self) -> Seen:
-        prompt = self.prompt
-        return Seen(len(prompt), prompt.head, prompt.lead, self.pause, tuple(self.steps), self.followers)
+    @property
+    def over(self) -> float:
+        """The share by which the chat cost more than without caching."""
+        return max(self.extra, 0.0) / max(self.tokens, 1)
 
-    def follow(self, later: Prompt) -> None:
-        self.followers += 1
-        agreed = self.prompt.shared(later)
-        if self.followers <= LOOKAHEAD and agreed > (self.steps[-1][1] if self.steps else 0):
-            self.steps.append((self.followers, agreed))
+    def followed(self, later: Prompt) -> tuple[list[tuple[int, int]], int]:
+        """Its steps and the number of its followers, with this one."""
+        followers, agreed = self.followers + 1, self.prompt.shared(later)
+        further = followers <= LOOKAHEAD and agreed > (self.steps[-1][1] if self.steps else 0)
+        return [*self.steps, (followers, agreed)] if further else self.steps, followers
+
+
+def seen(related: Sequence[Request], prompt: Prompt) -> list[Seen]:
+    """What the earlier requests of a chat say about the next one, which counts as a follower of the last ones already:
+    in a young chat nothing else is known."""
+    fronts: set[bytes] = set()
+    again = []  # whether the prompts in front had been sent before
+    for front in [*(one.prompt.front for one in related), prompt.front]:
+        again.append(front in fronts)
+        fronts.add(front)
+    told = []
+    for number, one in enumerate(related):
+        recent = number >= len(related) - LOOKAHEAD
+        steps, followers = one.followed(prompt) if recent else (one.steps, one.followers)
+        size, head, lead = len(one.prompt), one.prompt.head, one.prompt.lead
+        told.append(Seen(size, head, lead, one.pause, tuple(steps), followers, again[number] == again[-1]))
+    return told
 
 
 @dataclass(frozen=True)
@@ -174,13 +194,26 @@ class CacheMemory:
             rows.append((entry, None))
         self._save(entries=rows)
 
-    def remember(self, prompt: Prompt, related: Iterable[Request], at: float, reply: str = "") -> Request:
-        """Keep a request that began, and let the ones before it know how far it agreed with them."""
+    def remember(
+        self,
+        prompt: Prompt,
+        related: Iterable[Request],
+        at: float,
+        reply: str = "",
+        extra: float = 0.0,
+        tokens: int = 0,
+    ) -> Request:
+        """Keep a request that began, and let the ones before it know how far it agreed with them. `extra`: what it cost
+        beyond no caching, in plain tokens."""
         before = list(related)
         for one in before[-LOOKAHEAD:]:
-            one.follow(prompt)
+            one.steps, one.followers = one.followed(prompt)
         pause = at - before[-1].at if before else None
         request = Request(prompt, at, pause if pause is not None and pause >= PROGRAM else None, reply=reply)
+        request.extra, request.tokens = extra, tokens
+        if before:
+            request.extra += before[-1].extra
+            request.tokens += before[-1].tokens
         gone = self._requests[0].row if len(self._requests) == REQUESTS else 0
         request.row = self._requests[-1].row + 1 if self._requests else 1
         self._requests.append(request)

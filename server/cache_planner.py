@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive
+from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive, seen
 from server.content import as_blocks, plural
 from server.helps import NO_HELPS, Helps
 from server.logs import frames
@@ -130,7 +130,8 @@ def draft(
         prompt, known, live = read(helped)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
-    marks = {} if off else plan_marks(prompt, live, map(Request.seen, related), terms)
+    over = related[-1].over if related else 0.0
+    marks = {} if off else plan_marks(prompt, live, seen(related, prompt), terms, over)
     dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in known.items() if i not in live]
     last = related[-1].prompt if related else prompt
     agreed = prompt.shared(last)
@@ -334,7 +335,7 @@ class CachePlanner:
             hit = found(plan, counts, stored)
             self._judge_lifetimes(plan, hit, started_at)
             memory.write(prompt, settled(plan, counts, stored, hit, started_at, began_at))
-        memory.remember(prompt, plan.related, started_at, reply)
+        memory.remember(prompt, plan.related, started_at, reply, counts.surcharge(plan.terms), counts.prompt)
         if plan.learned.head:
             memory.keep_head(*plan.learned.head)
         if plan.learned.window:
@@ -389,6 +390,11 @@ class Counts:
     @property
     def prompt(self) -> int:
         return self.read + self.written + self.plain
+
+    def surcharge(self, terms: Terms) -> float:
+        """What they cost beyond no caching, in plain tokens."""
+        written = (terms.write_5m - 1) * self.write_5m + (terms.write_1h - 1) * self.write_1h
+        return written - (1 - terms.read) * self.read
 
 
 def believed(plan: Plan, started_at: float, began_at: float) -> dict[int, Kept | None]:

@@ -68,10 +68,20 @@ class Prompt:
         """How many blocks stand before the second message: prompts that never move, on front ends without `system`."""
         return self.head + sum(place.part == "messages" and place.message == 0 for place in self.places)
 
+    @property
+    def front(self) -> bytes:
+        """The digest of the prompts in front of the story."""
+        return self.chain[(self.head or self.lead) - 1] if self.chain else b""
+
     @cached_property
     def weights(self) -> dict[bytes, int]:
         """The bytes of each block, by its own digest."""
         return {own: self.size[i] - (self.size[i - 1] if i else 0) for i, own in enumerate(self.own)}
+
+    @cached_property
+    def story(self) -> dict[bytes, int]:
+        """The bytes of each block behind the prompts in front."""
+        return {own: self.weights[own] for own in self.own[self.head or self.lead :]}
 
     @cached_property
     def weight(self) -> int:
@@ -100,14 +110,17 @@ class Prompt:
         return sum(map(weights.__getitem__, weights.keys() & other.weights.keys())) / max(self.weight, 1)
 
     def resembles(self, other: Prompt, share: float) -> bool:
-        """Whether their likeness is so much; mostly the common beginning says so already."""
+        """Whether so much of it, or of its story, stands anywhere in the other one: the prompts in front may be one
+        block that changes with each line. Mostly the common beginning says so already."""
         if self.chain and self.chain[-1:] == other.chain[-1:]:
             return self.weight > 0
         if agreed := self.shared(other):
             repeated = self.size[-1] - self.weight
             if self.size[agreed - 1] - repeated >= share * self.weight:
                 return True
-        return self.likeness(other) >= share
+        both = self.weights.keys() & other.weights.keys()
+        parts = (self.weights, self.story) if both else ()
+        return any(sum(part.get(own, 0) for own in both) >= share * sum(part.values()) for part in parts if part)
 
 
 UNREAD = Prompt(b"", "", {}, (), (), (), (), (), (), {}, False)  # stands for a prompt that nobody needs to know

@@ -8,7 +8,7 @@ import pytest
 from cache_bench import MODELS, SECRET, Bench
 from chats import Chat
 
-from server.cache_memory import CacheMemory, Journal, Kept, Scope, alive, packed, unpacked
+from server.cache_memory import CacheMemory, Journal, Kept, Scope, alive, packed, seen, unpacked
 from server.prefix import Digests, read_prompt
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window
@@ -43,7 +43,7 @@ def test_after_a_restart_the_plan_is_the_same(tmp_path):
     assert before.live == after.live
     assert before.marks == after.marks
     assert before.forecast == after.forecast
-    assert [one.seen() for one in before.related] == [one.seen() for one in after.related]
+    assert seen(before.related, before.prompt) == seen(after.related, after.prompt)
 
 
 def test_without_the_file_it_starts_empty(tmp_path):
@@ -216,3 +216,36 @@ def test_two_chats_are_told_apart_by_what_they_say():
     _, plan = bench.plan(one.ask(), 200.0)
     assert [request.at for request in plan.related] == [0.0, 60.0]
     assert [request.pause for request in plan.related] == [None, 60.0]
+
+
+def test_a_request_is_seen_as_followed_by_the_one_that_is_planned():
+    memory = CacheMemory(SECRET)
+    chat, bench = played(memory)
+    _, plan = bench.plan(chat.ask(), 360.0)
+    before, told = plan.related[-1], seen(plan.related, plan.prompt)
+    assert (before.followers, before.steps) == (0, [])
+    assert (told[-1].followers, told[-1].steps) == (1, ((1, before.prompt.shared(plan.prompt)),))
+
+
+def test_a_request_is_alike_if_its_prompts_in_front_were_as_new_as_these():
+    memory = CacheMemory(SECRET)
+    chat, bench = Chat(seed=4, earlier=20, lore=1), Bench(memory)
+    for at, active in enumerate(({}, {0: 9}, {}, {0: 9})):
+        chat.active = active
+        chat.say()
+        bench.ask(chat.ask(), at * 60.0)
+        chat.reply()
+    _, plan = bench.plan(chat.ask(), 300.0)
+    assert [one.alike for one in seen(plan.related, plan.prompt)] == [False, False, True, True]
+
+
+def test_a_chat_keeps_an_account_of_what_caching_cost_it():
+    memory = CacheMemory(SECRET)
+    chat, bench = played(memory)
+    last = bench.plan(chat.ask(), 360.0)[1].related[-1]
+    assert last.tokens == bench.tokens
+    assert last.extra == pytest.approx(bench.cost - bench.tokens)
+    assert last.extra < 0
+    assert last.over == 0.0
+    last.extra = 0.25 * last.tokens
+    assert last.over == 0.25

@@ -1,5 +1,7 @@
 """The plan itself: values in, marks out."""
 
+from dataclasses import replace
+
 import pytest
 from cache_bench import MODELS, SECRET
 from hypothesis import given, settings
@@ -85,6 +87,28 @@ def test_one_kind_of_lifetime_is_used_where_only_that_is_taken():
     for kind in ("5m", "1h"):
         terms = Terms(minimum=1_024, tokens_per_byte=0.25, lifetimes=(kind,))
         assert set(plan_marks(prompt(), {27: Held(kind, 999.0)}, STEADY, terms).values()) == {kind}
+
+
+def test_a_chat_in_debt_writes_only_what_is_likelier_to_come_back():
+    seen = [grew(n, [(1, n)] if n % 3 == 0 else [], followers=6) for n in range(10, 30, 2)]
+    assert plan_marks(prompt(), {}, seen, TERMS) != {}
+    assert plan_marks(prompt(), {}, seen, TERMS, over=0.25) == {}
+    assert plan_marks(prompt(), {}, STEADY, TERMS, over=0.25) != {}
+
+
+def test_requests_with_other_prompts_in_front_say_less():
+    def of(alike):
+        seen = [replace(one, alike=alike) for one in STEADY[:3]] + [grew(n, [], followers=6) for n in (24, 26, 28)]
+        return sum(one.chance for one in expected_returns(prompt(), seen))
+
+    assert of(alike=False) < 0.8 * of(alike=True)
+
+
+def test_where_a_chat_was_seen_to_part_a_little_earlier_is_marked_too():
+    seen = [grew(n, [(1, n - 4)], followers=6) for n in range(18, 30, 2)]
+    marks = plan_marks(prompt(), {}, seen, TERMS)
+    assert 25 in marks
+    assert any(20 <= i < 25 for i in marks), "a text more is injected next time"
 
 
 def test_cheaper_reads_make_rarer_returns_worth_writing():

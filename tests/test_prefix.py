@@ -73,7 +73,19 @@ def test_pictures_with_anything_unusual_are_read_whole():
     assert picture_in({"type": "image", "source": {**picture()["source"], "data": 3}}) is None
 
 
-def test_prompts_resemble_each_other_as_much_as_they_are_alike():
+def test_a_story_tells_a_chat_though_the_prompts_in_front_are_one_block_and_another():
+    digests = Digests(SECRET)
+    chat, stranger = Chat(seed=1, card=2_000, squash=True, lore=1), Chat(seed=2, card=2_000, squash=True)
+    chat.say()
+    one = read_prompt(chat.ask(), MODEL, "s", digests)
+    chat.active = {0: 5}
+    other = read_prompt(chat.ask(), MODEL, "s", digests)
+    assert one.likeness(other) < 0.2
+    assert one.resembles(other, 0.35)
+    assert not one.resembles(read_prompt(stranger.ask(), MODEL, "s", digests), 0.35)
+
+
+def test_prompts_resemble_each_other_as_much_as_they_or_their_stories_are_alike():
     digests = Digests(SECRET)
     chats = [Chat(seed=seed, earlier=earlier) for seed in (1, 2) for earlier in (0, 3, 12, 40)]
     prompts = [read_prompt(chat.ask(), MODEL, "s", digests) for chat in chats]
@@ -84,6 +96,8 @@ def test_prompts_resemble_each_other_as_much_as_they_are_alike():
     for one in prompts:
         for other in prompts:
             for share in (0.1, 0.35, 0.9):
-                assert one.resembles(other, share) == (one.likeness(other) >= share)
+                told = sum(weight for own, weight in one.story.items() if own in other.weights)
+                story = bool(told) and told >= share * sum(one.story.values())
+                assert one.resembles(other, share) == (story or one.likeness(other) >= share)
                 answers.add(one.resembles(other, share))
     assert answers == {True, False}

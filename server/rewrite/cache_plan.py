@@ -25,11 +25,17 @@ LOOKAHEAD = 8  # later requests of the chat in which a prefix may come back
 NEW, OLD = 7, 3  # blocks thought about: ends of new entries, of living ones
 FADING = 0.95  # what a request says about the chat's next step, against the one after it
 CAUTION = 1.1  # extra costs are certain, gains are not: where they balance, nothing is written
-PRIOR_RETURNS = ((0.25, 0), (0.08, 5))  # weight, blocks before the end: how a chat goes on that nobody knows yet
+CAUTION_IN_DEBT = 3.0  # and more of it by each share that a chat cost over no caching: its guesses were bad so far
+OTHER_FRONT = 0.3  # and if its prompts in front were new to the chat and this one's are not, or the reverse
+SHIFTED, SHIFT = 0.15, 3  # the part of each guess that parts so many blocks earlier: texts injected vary in number
+PRIOR_RETURNS = (
+    (0.25, 0),
+    (0.06, 5),
+    (0.05, 9),
+)  # weight, blocks before the end: how a chat goes on that nobody knows yet
 PRIOR_HEAD = 0.08  # and the weight of coming back up to the end of the system part
 PRIOR_PAUSES, PRIOR_5M, PRIOR_1H = 6.0, 0.7, 0.85  # weight; the share of pauses under five minutes, under an hour
 PRIOR_NEXT_5M, PRIOR_NEXT_1H = 0.85, 0.95  # and how much of it is left by each further pause in the same span
-AFTERWARDS = 0.5  # what finding an entry alive is worth at most beyond the read itself, since every chat ends
 CHECKPOINT_SHARE, CHECKPOINT_MOST = 0.35, 2.5  # of a prompt is new; times what the next pause says
 
 
@@ -45,7 +51,8 @@ class Seen:
     """An earlier request of the chat and what became of it.
 
     `steps`: after how many requests one agreed with it further than any before, and on how many blocks. `pause`: the
-    seconds since the request before it; None where that says nothing about the player.
+    seconds since the request before it; None where that says nothing about the player. `alike`: its prompts in front
+    were as new to the chat as those of the request that is planned.
     """
 
     length: int
@@ -54,6 +61,7 @@ class Seen:
     pause: float | None
     steps: tuple[tuple[int, int], ...]
     followers: int
+    alike: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,15 +94,19 @@ class Forecast(NamedTuple):
     plain: int = 0
 
 
-def plan_marks(prompt: Prompt, live: Mapping[int, Held], seen: Iterable[Seen], terms: Terms) -> dict[int, Lifetime]:
-    """The blocks to mark and the lifetime on each mark, in order. `live`: the blocks that end a believed entry."""
+def plan_marks(
+    prompt: Prompt, live: Mapping[int, Held], seen: Iterable[Seen], terms: Terms, over: float = 0.0
+) -> dict[int, Lifetime]:
+    """The blocks to mark and the lifetime on each mark, in order. `live`: the blocks that end a believed entry; `over`:
+    the share by which the chat cost more so far than without caching."""
     if not terms.lifetimes or (not live and tokens_at(prompt, len(prompt) - 1, terms) < terms.minimum):
         return {}  # nothing is to be found or kept: a short prompt needs no thought
     seen = tuple(seen)
     returns = list(expected_returns(prompt, seen))
     pauses = [one.pause for one in seen if one.pause is not None]
     tokens = [tokens_at(prompt, i, terms) for i in range(len(prompt))]
-    worth = Worth(tokens, live, returns, [chances(pauses, k) for k in range(LOOKAHEAD + 1)], terms)
+    caution = CAUTION + CAUTION_IN_DEBT * over
+    worth = Worth(tokens, live, returns, [chances(pauses, k) for k in range(LOOKAHEAD + 1)], terms, caution)
     return labelled(worth.best(candidates(prompt, live, returns, worth)), live, terms)
 
 
@@ -110,8 +122,10 @@ def expected_returns(prompt: Prompt, seen: Sequence[Seen]) -> Iterator[Return]:
     """How the chat went on after each earlier request, laid over this one."""
     samples, weight = [], 1.0
     for one in reversed(seen):
+        counts, followers = weight if one.alike else weight * OTHER_FRONT, min(one.followers, LOOKAHEAD)
         steps = [(k, laid_over(prompt, one, agreed)) for k, agreed in one.steps]
-        samples.append((weight, min(one.followers, LOOKAHEAD), steps))
+        samples.append((counts * (1 - SHIFTED), followers, steps))
+        samples.append((counts * SHIFTED, followers, [(k, high - SHIFT) for k, high in steps]))
         weight *= FADING
     if seen or prompt.streams:  # a lone request that does not stream is hardly ever a chat: a caption, a test
         ends = [(weight, len(prompt) - back) for weight, back in PRIOR_RETURNS] + [(PRIOR_HEAD, prompt.head)]
@@ -155,8 +169,10 @@ class Worth:
         returns: Sequence[Return],
         chances: Sequence[Mapping[Lifetime, float]],
         terms: Terms,
+        caution: float,
     ) -> None:
         self.hit = max(live, default=-1)
+        self._caution = caution
         self._tokens, self._live, self._returns, self._chances, self._terms = tokens, live, returns, chances, terms
         self._known: dict[int, tuple[float, float]] = {}
         self._checkpoint = self.checkpoint_factor()
@@ -185,7 +201,7 @@ class Worth:
         """What a token up to block `i` saves later by being alive; "1h": by being alive after more than five minutes.
 
         A read saves 1 - r. It also finds the entry alive, and that is worth the least of: what its further reads bring,
-        and what writing it anew would cost until it is as far again.
+        what writing it anew would cost until it is as far again, and what writing it anew for an hour would.
         """
         if i not in self._known:
             terms = self._terms
@@ -195,7 +211,7 @@ class Worth:
             once = 1 - terms.read
             further = once * (soon + late) / max(1 - soon - late, 0.01)
             anew = (once * late + terms.write_5m - 1) / max(1 - late, 0.01)
-            saved = once + min(further, anew, AFTERWARDS)
+            saved = once + min(further, anew, terms.write_1h - 1)
             self._known[i] = soon * saved, late * saved
         return self._known[i][lifetime == "1h"]
 
@@ -226,7 +242,7 @@ class Worth:
         hour = max([read, *(self.upto(i) for i, lifetime in choice.items() if lifetime == "1h")])
         end = max([hour, *(self.upto(i) for i in choice)])
         extra = (self._terms.write_1h - 1) * (hour - read) + (self._terms.write_5m - 1) * (end - hour)
-        return gained - CAUTION * extra
+        return gained - self._caution * extra
 
     def read_later(self, places: Iterable[int], lifetime: Lifetime) -> float:
         value, low = 0.0, 0
