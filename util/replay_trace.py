@@ -1,4 +1,4 @@
-"""What the prompt cache would save in a recorded chat: python util/replay_trace.py TRACE.jsonl[.xz] … [--turns] [--hindsight]
+"""What the prompt cache would save in a recorded chat: python util/replay_trace.py TRACE.jsonl[.xz] … [--turns]
 
 Runs the recorded requests through the proxy's own rewriting and cache planner, on the recording's clock, and lets the
 practice upstream's accounting make out the bill. Nothing is sent. Costs are input costs, as a share of no caching.
