@@ -31,6 +31,11 @@ class Refusal:
         low = self.message.lower()
         return all(word in low for word in words)
 
+    @property
+    def is_unpaid(self) -> bool:
+        """Whether prepaid credit is used up: a 402, formerly a 400 known by its words."""
+        return self.status == 402 or (self.status == 400 and self.says("credit balance is too low"))
+
 
 def is_policy(refusal: Refusal) -> bool:
     """Whether a subscription sign-in was refused for being used outside Anthropic's own apps (texts seen 2025-10 to
@@ -56,6 +61,8 @@ def remedy(refusal: Refusal, now: float) -> str:
         return (
             "Your spend limit is reached: raise it in the Anthropic Console under Limits, or wait for its next month."
         )
+    if refusal.is_unpaid:
+        return "Add credit in the Anthropic Console under Billing, then send again."
     match refusal.status:
         case 401 if refusal.guest:
             return (
@@ -65,8 +72,6 @@ def remedy(refusal: Refusal, now: float) -> str:
             return "The API key was refused: check it in the Console and paste it again on the proxy's sign-in page."
         case 401:
             return "The sign-in was refused: sign in again on the proxy's sign-in page."
-        case 402:
-            return "Add credit in the Anthropic Console under Billing, then send again."
         case 403:
             return "This account may not use that: choose another model, or sign in with another account."
         case 404 if refusal.says("model"):

@@ -55,7 +55,7 @@ def rest_after(refusal: Refusal, now: float) -> float | None:
     """
     if refusal.says("specified api usage limits"):
         return named_day(refusal.message) or inf
-    if refusal.status == 402 or refusal.code.endswith("spend_limit_reached"):
+    if refusal.is_unpaid or refusal.code.endswith("spend_limit_reached"):
         return inf
     if refusal.status != 429:
         return None

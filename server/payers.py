@@ -163,7 +163,11 @@ def nobody_pays(accounts: Collection[Account], now: float, *, shared_only: bool)
 
 def all_rest(until: float, now: float) -> ProxyError:
     if until == inf:
-        return ProxyError(429, f"Every account has reached its limit. {OPEN_PAGE} to see why and to wake one.")
+        return ProxyError(
+            402,
+            "The credit or spend limit of every account is used up. Raise it in the Anthropic Console, "
+            "then press “Try again now” on the proxy's page (./run.sh open).",
+        )
     wait = ceil(until - now)
     return ProxyError(
         429,

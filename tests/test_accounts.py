@@ -84,7 +84,8 @@ def test_the_account_that_pays(accounts, tried, chosen):
         ([resting("r", NOW + 90), resting("s", NOW + 7200)], (), 429, "in 90 s"),
         ([resting("r", NOW + 7300)], (), 429, "in 2 h"),
         ([resting("r", NOW + 600)], (), 429, "in 10 min"),
-        ([resting("r", inf)], (), 429, "wake one"),
+        ([resting("r", inf)], (), 402, "credit or spend limit of every account is used up"),
+        ([resting("r", inf), resting("s", NOW + 90)], (), 429, "in 90 s"),
         ([account("a")], ("a",), 503, "Try again"),
         ([account("a"), resting("r", NOW + 90)], ("a",), 503, "Try again"),
     ],
@@ -365,7 +366,7 @@ async def test_rests_end_by_themselves_or_when_the_owner_wakes_the_account(pool,
     clock.now += 60
     assert (await pool.credential()).account_id == added.id
     pool.rest(added.id, inf, "spend cap")
-    assert (await refused(pool.credential())).status == 429
+    assert (await refused(pool.credential())).status == 402
     assert pool.get(added.id).public(clock.now)["rests_until"] is None
     assert pool.wake(added.id).state == "ready"
     assert (await pool.credential()).account_id == added.id

@@ -42,6 +42,10 @@ def test_each_status_has_its_remedy(status, words):
     assert words in remedy(refusal(status), NOW)
 
 
+def test_used_up_credit_is_known_by_its_words_too():
+    assert "Add credit" in remedy(refusal(400, "Your credit balance is too low to access the API."), NOW)
+
+
 def test_a_refused_sign_in_asks_to_sign_in_again():
     assert "sign in again" in remedy(refusal(401, kind="subscription"), NOW)
 

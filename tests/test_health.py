@@ -44,6 +44,8 @@ def rfc(moment):
         (refusal(code="contract_spend_limit_reached"), inf),
         (refusal(code="ramp_limit_exceeded", retry_after="5"), 5),
         (refusal(402), inf),
+        (refusal(400, "Your credit balance is too low to access the API."), inf),
+        (refusal(400, "messages.0: a credit balance"), None),
         (refusal(400, "You have reached your specified API usage limits."), inf),
         (refusal(400, "You have reached your specified API usage limits. You will regain access on 2026-13-01."), inf),
         (refusal(400, "messages: at least one message is required"), None),

@@ -140,7 +140,7 @@ async def test_the_owner_ends_a_rest(tmp_path, anthropic):
         assert (await proxy.ask(headers={})).status == 429
         anthropic.answer = None
         refused = await proxy.ask(headers={})
-        assert (refused.status, refused.json["error"]["type"]) == (429, "rate_limit_error")
+        assert (refused.status, refused.json["error"]["type"]) == (402, "billing_error")
         assert (await proxy.owner("POST", f"/api/accounts/{bad}/wake")).json["state"] == "ready"
         assert (await proxy.ask(headers={})).status == 200
 
