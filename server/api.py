@@ -162,10 +162,7 @@ class Doors:
 
     async def _messages(self, request: web.Request, door: Door) -> web.StreamResponse:
         """A chat, or the count of its tokens: however it ends, its receipt says how."""
-        turn = Turn(
-            Receipt(at=self._clock(), kind="count" if door.counting else "chat", persona=door.persona.lower()),
-            time.monotonic(),
-        )
+        turn = Turn(Receipt(at=self._clock(), kind="count" if door.counting else "chat"), time.monotonic())
         receipt = turn.receipt
         request[REQUEST_ID] = receipt.id
         try:

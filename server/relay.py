@@ -123,6 +123,7 @@ class Relay:
     async def exchange(self, asked: Asked) -> Reply:
         """The reply to one request, from its beginning on. Raises ProxyError."""
         persona = self._personas.get(asked.request.persona)
+        asked.receipt.persona = persona.name if persona else ""
         helps = asked.client.helps.over(persona.helps if persona else NO_HELPS).over(self._helps)
         journey = Journey(persona, self._practice or self._accounts.guest(asked.headers), helps)
         self._budget.note_request(self._clock())

@@ -307,6 +307,13 @@ async def test_every_time_the_owner_is_told_has_one_form(proxy):
     assert [end for end in told if end != "Z"] == []
 
 
+async def test_the_books_know_a_persona_by_its_own_name_and_none_that_is_not_there(proxy):
+    for name in ("EDDA", "nobody", "%3Cscript%3E"):
+        await proxy.ask(path=f"/v1/{name}/messages")
+    rows = (await proxy.owner("GET", "/api/usage?by=persona")).json["rows"]
+    assert {row["group"]: row["requests"] for row in rows} == {"edda": 1, None: 2}
+
+
 async def test_usage_and_its_exports(proxy):
     await proxy.ask(stream=True)
     await proxy.ask()

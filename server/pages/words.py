@@ -421,7 +421,7 @@ WORDS: dict[str, dict[str, str]] = {
         "by_key": "By key",
         "by_persona": "By persona",
         "none_model": "no model",
-        "none_account": "keys that requests brought themselves",
+        "none_account": "no account: refused, or with a key of their own",
         "none_key": "you, on this computer",
         "none_persona": "no persona",
         "as_table": "The same as a table",
