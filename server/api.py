@@ -39,7 +39,8 @@ STALLED_BYTES = 32 * 1024  # waiting to be sent: so many say that it reads slowl
 ANY_PATH = "/{path}"  # as aiohttp names the route that takes what no other took
 MODEL_ID = re.compile(r"[A-Za-z0-9._:@-]{1,200}")
 # What a stored credential is never used for: these speak of the account, not of a chat.
-PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)")
+PRIVATE = re.compile(r"/v1/(oauth|organizations|account|accounts|me|api_keys|profile|users)(/|$)", re.I)
+ODD = re.compile(r"//|/\.|\.\.|[%\\;]")  # spellings of a path that the upstream may read as another one
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ class Doors:
     async def _anything_else(self, request: web.Request) -> web.StreamResponse:
         client = self._keys.authenticate(request.headers)
         path = request.rel_url.raw_path
-        if not client.own or client.is_limited or PRIVATE.match(path) or "%" in path or ".." in path or "//" in path:
+        if not client.own or client.is_limited or PRIVATE.match(path) or ODD.search(path):
             raise ProxyError(404, "This address is not offered by the proxy. Chats go to /v1/messages.")
         body = await read_body(request) if request.can_read_body else b""
         query = request.rel_url.raw_query_string

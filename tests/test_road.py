@@ -422,7 +422,13 @@ async def test_an_address_that_takes_no_sign_in_ends_none(signed_in, anthropic, 
     assert (signed_in.parts.accounts.all()[0].state, oauth.refreshes) == ("ready", 0)
 
 
-@pytest.mark.parametrize("path", ["/v1/oauth/token", "/v1/organizations/me", "/v1/me", "/v1/account/settings"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/oauth/token", "/v1/organizations/me", "/v1/me", "/v1/account/settings"),
+        *("/v1/./oauth/token", "/v1/x/../me", "/v1/OAuth/token", "/v1/oauth;x/token", "/v1/.;/me", "/v1/%6fauth/token"),
+    ],
+)
 async def test_what_speaks_of_the_account_is_never_asked_for_a_front_end(proxy, anthropic, path):
     await sign_in(proxy)
     anthropic.seen.clear()
