@@ -135,6 +135,10 @@ class Accounts:
         """Raises ProxyError 404 when there is no such account."""
         return self._account(self._wallet.entry(account_id), self._clock())
 
+    def payer(self, credential: Credential) -> str:
+        """The name under which receipts tell who pays."""
+        return self.get(credential.account_id).name if credential.account_id else credential.name
+
     def guest(self, headers: Mapping[str, str]) -> Credential | None:
         """The credential a request brings itself. Raises ProxyError 401 for a broken one."""
         return guest_credential(headers, self._held(), self._base_url)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +29,7 @@ from server.days import begins, month_of
 from server.doctor import look
 from server.errors import ProxyError
 from server.helps import Helps
-from server.keepalive import Sleep
+from server.keepalive import KeepAlive, Pings, Sleep
 from server.learned import Lessons, Live
 from server.listing import Listing
 from server.metrics import Metrics
@@ -42,7 +41,7 @@ from server.pages import live as live_pages
 from server.pages import metrics as metrics_page
 from server.pages import page
 from server.payers import Credential
-from server.practice.app import create_practice
+from server.practice.app import LocalPractice
 from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import BESIDE, STEPS, Options, step_name
@@ -113,21 +112,23 @@ def build(
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if plans_cache(config) else None
     upstream = Upstream(patience)
+    attempts = Attempts(upstream, patience, explain=config.explain_in_chat)
+    paid_by = Credential("api_key", "sk-ant-api03-practice", base_url, name="practice") if practice else None
+    pings = Pings(accounts, attempts, live, receipts, budgets, practice=paid_by, clock=clock)
     relay = Relay(
         accounts,
-        Attempts(upstream, patience, explain=config.explain_in_chat),
+        attempts,
         live,
         lessons,
         planner,
         personas,
         step_options(config),
         Helps(**{field.name: getattr(config, field.name) for field in fields(Helps)}),
-        receipts,
-        budgets,
         base_url=base_url,
-        practice=practice.credential if practice else None,
+        keep_alive=KeepAlive(planner, pings.send, clock=clock, sleep=sleep) if planner else None,
+        keep_bodies=config.keep_bodies_in_memory > 0,
+        practice=paid_by,
         clock=clock,
-        sleep=sleep,
     )
     recorder = TraceRecorder(data_dir / "traces") if config.record_trace else None
     if recorder:
@@ -229,23 +230,6 @@ def unknown_steps(config: Config) -> StartRefused | None:
     if not unknown:
         return None
     return StartRefused(f"skip_steps: there is no step “{unknown[0]}”. The steps are {', '.join(sorted(known))}.")
-
-
-class LocalPractice:
-    """The practice upstream, run inside this process on a port of its own."""
-
-    def __init__(self, models: Models, clock: Callable[[], float]) -> None:
-        self._runner = web.AppRunner(create_practice(models, clock=clock), access_log=None, handler_cancellation=True)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self.credential = Credential("api_key", "sk-ant-api03-practice", self.url)
-
-    async def start(self) -> None:
-        await self._runner.setup()
-        await web.SockSite(self._runner, self._socket).start()
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
 
 
 def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:

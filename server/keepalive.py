@@ -12,21 +12,32 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from server.accounts import Accounts
+from server.attempt import MESSAGES, Asked, Attempts
+from server.budget import Budgets
 from server.cache_memory import SAME_CHAT
 from server.cache_planner import CachePlanner, Counts, Plan, mark_of
 from server.content import as_blocks, user_message
-from server.request import ChatRequest
+from server.errors import ProxyError
+from server.explain import Refusal
+from server.learned import Live
+from server.payers import Credential
+from server.reply import Reply
+from server.request import Change, ChatRequest
 from server.rewrite.cache_marks import with_marks, without_marks
 from server.rewrite.cache_plan import SECONDS
+from server.usage import Receipt, Receipts
 
 log = logging.getLogger(__name__)
 
 BEFORE_END = 20.0  # seconds before the entry's end at which a ping is sent
 PRIOR_WEIGHT, PRIOR_RETURNS = 3.0, 0.3  # how many pauses what is expected of a player nobody knows counts for
 DOT = {"type": "text", "text": "."}
+CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
 LEFT_OUT = ("stream", "stop_sequences", "temperature", "top_p", "top_k", "metadata", "diagnostics")
 
-Send = Callable[[Plan, ChatRequest], Awaitable[Mapping[str, Any] | None]]
+# A ping after a request with this plan: its `usage`, or None when it was not sent.
+Send = Callable[[Asked, Plan, ChatRequest], Awaitable[Mapping[str, Any] | None]]
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -87,15 +98,74 @@ def has_image(message: Mapping[str, Any]) -> bool:
     return any(block.get("type") == "image" for block in as_blocks(message.get("content")))
 
 
+class Pings:
+    """Sends pings, each with the account that holds the cache, and paid by the client whose request it comes after."""
+
+    def __init__(
+        self,
+        accounts: Accounts,
+        attempts: Attempts,
+        live: Live,
+        receipts: Receipts,
+        budgets: Budgets,
+        *,
+        practice: Credential | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._accounts, self._attempts, self._live = accounts, attempts, live
+        self._receipts, self._budgets, self._practice, self._clock = receipts, budgets, practice, clock
+
+    async def send(self, after: Asked, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
+        """Not for a key that was revoked, nor with an account that rests. A guest's own key pays for its own requests
+        alone."""
+        client = after.client
+        try:
+            hold = self._budgets.open(client.key_id, client.limits, ping=True)
+        except ProxyError:
+            return None
+        credential = self._practice or await self._accounts.fresh_if_ready(plan.scope.credential)
+        if credential is None:
+            return None
+        receipt = Receipt(
+            at=self._clock(),
+            kind="ping",
+            model=warm.model,
+            key_id=client.key_id,
+            key=client.name,
+            chat=after.receipt.chat,
+            persona=after.receipt.persona,
+            account_id=credential.account_id,
+            account=self._accounts.payer(credential),
+            changes=(CHANGE,),
+        )
+        try:
+            hold.reserve(warm.body, self._live.models.find(warm.model))
+            asked = Asked(client, warm, {}, MESSAGES, receipt, hold)
+            outcome = await self._attempts.make(asked, warm, credential, lambda meter: None)
+            if isinstance(outcome, Refusal):
+                hold.free()
+        except ProxyError as error:
+            receipt.status, receipt.ended = error.status, "error"
+            hold.free()
+            return None
+        else:
+            receipt.status = outcome.status
+            return receipt.usage if isinstance(outcome, Reply) else None
+        finally:
+            hold.settle(receipt)
+            self._receipts.add(receipt)
+
+
 class KeepAlive:
     """The pings of all chats, each in a task of its own. The text they need is held in memory until they end."""
 
-    def __init__(self, planner: CachePlanner, *, clock: Callable[[], float], sleep: Sleep = asyncio.sleep) -> None:
-        self._planner, self._clock, self._sleep = planner, clock, sleep
+    def __init__(self, planner: CachePlanner, send: Send, *, clock: Callable[[], float], sleep: Sleep) -> None:
+        self._planner, self._send, self._clock, self._sleep = planner, send, clock, sleep
         self._chats: list[tuple[Plan, asyncio.Task[None]]] = []
 
-    def watch(self, plan: Plan | None, request: ChatRequest, send: Send, most: int) -> None:
-        """A request of a chat began: ping from now on for this one, by `send`, and no longer for those before it."""
+    def watch(self, plan: Plan | None, request: ChatRequest, asked: Asked, most: int) -> None:
+        """A request of a chat began, as `request` was sent: ping from now on for this one, and no longer for those
+        before it."""
         if plan is None or plan.off:
             return
         kept = []
@@ -106,14 +176,14 @@ class KeepAlive:
                 kept.append((other, task))
         self._chats = kept
         if most > 0 and next_ping(plan, request, used_at=plan.at, sent=0, most=most):
-            self._chats.append((plan, asyncio.create_task(self._keep(plan, request, send, most))))
+            self._chats.append((plan, asyncio.create_task(self._keep(plan, request, asked, most))))
 
-    async def _keep(self, plan: Plan, request: ChatRequest, send: Send, most: int) -> None:
+    async def _keep(self, plan: Plan, request: ChatRequest, asked: Asked, most: int) -> None:
         used_at, sent = plan.at, 0
         while ping := next_ping(plan, request, used_at=used_at, sent=sent, most=most):
             await self._sleep(max(ping.at - self._clock(), 0.0))
             used_at = self._clock()
-            usage = await send(plan, ping.request)
+            usage = await self._send(asked, plan, ping.request)
             if usage is None or not Counts.of(usage).read:
                 log.info("A keep-alive ping found nothing to keep alive; no more for this pause.")
                 return

@@ -34,6 +34,7 @@ class Credential:
     account_id: str = ""  # "" = brought by the request itself: serves that request only
     workspace_id: str = ""  # of an `ant` profile
     renewed: bool = False  # the answer to a 401: refused once more, its account is set aside
+    name: str = "the request's own key"  # of one that is no account's
 
     def headers(self) -> dict[str, str]:
         """Exactly one of `x-api-key` and `authorization`, and the workspace of an `ant` profile."""

@@ -8,14 +8,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from server.accounts import Accounts
 from server.addresses import is_loopback
-from server.attempt import MESSAGES, Asked, Attempts, passed_back
-from server.budget import Budgets, OverBudget
+from server.attempt import Asked, Attempts, passed_back
+from server.budget import OverBudget
 from server.cache_memory import Scope
 from server.cache_planner import CachePlanner, Plan
 from server.cache_why import tell
@@ -24,7 +23,7 @@ from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy
 from server.health import rest_after
 from server.helps import NO_HELPS, Helps
-from server.keepalive import KeepAlive, Sleep
+from server.keepalive import KeepAlive
 from server.learned import Lessons, Live
 from server.lesson import MOST_LESSONS, Lesson, lesson, with_lessons
 from server.oauth import Unavailable
@@ -39,12 +38,11 @@ from server.rewrite.diagnostics import ask_why
 from server.rewrite.ttl import ttl_is_stripped
 from server.sse import Meter
 from server.upstream import UpstreamFailed
-from server.usage import Bodies, Receipt, Receipts
+from server.usage import Bodies, Receipt
 
 log = logging.getLogger(__name__)
 
 MOST_PLANNED = 10_000  # blocks: no chat has more, and planning would keep everybody else waiting
-PING_CHANGE = Change("cache_keepalive_pings", "Kept the cache of a chat alive during a pause.")
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,12 @@ class Relay:
         personas: Personas,
         options: Options,
         helps: Helps,
-        receipts: Receipts,
-        budgets: Budgets,
         *,
         base_url: str,
+        keep_alive: KeepAlive | None,
+        keep_bodies: bool,
         practice: Credential | None = None,
         clock: Callable[[], float] = time.time,
-        sleep: Sleep = asyncio.sleep,
         luck: Callable[[], float] = random.random,
     ) -> None:
         self._accounts, self._attempts, self._live, self._lessons = accounts, attempts, live, lessons
@@ -112,8 +109,7 @@ class Relay:
         self._base_url = base_url  # where Anthropic's API is; an account elsewhere is another provider's
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
-        self._receipts, self._budgets = receipts, budgets
-        self._keep_alive = KeepAlive(planner, clock=clock, sleep=sleep) if planner is not None else None
+        self._keep_alive, self._keep_bodies = keep_alive, keep_bodies
         self._budget = Budget()
 
     async def close(self) -> None:
@@ -266,51 +262,9 @@ class Relay:
                 self._planner.began(plan, meter.usage, started, self._clock(), meter.id)
                 receipt.cache = tell(plan, meter.usage, meter.diagnostics)
             if self._keep_alive is not None:
-                self._keep_alive.watch(plan, sent, partial(self._ping, asked), helps.cache_keepalive_pings or 0)
+                self._keep_alive.watch(plan, sent, asked, helps.cache_keepalive_pings or 0)
 
         return begun
-
-    async def _ping(self, after: Asked, plan: Plan, warm: ChatRequest) -> Mapping[str, Any] | None:
-        """Send a keep-alive ping with the account that holds the cache; its `usage`, or None when it may not be sent.
-        It is paid by the client whose request it comes after.
-
-        A guest's key pays for its own requests alone, and a resting account for none.
-        """
-        client, chat = after.client, after.receipt.chat
-        receipt = Receipt(
-            at=self._clock(),
-            kind="ping",
-            model=warm.model,
-            key_id=client.key_id,
-            key=client.name,
-            chat=chat,
-            persona=after.receipt.persona,
-            changes=(PING_CHANGE,),
-        )
-        try:
-            hold = self._budgets.open(client.key_id, client.limits, ping=True)
-        except ProxyError:
-            return None  # the key was revoked
-        try:
-            credential = self._practice or await self._accounts.fresh_if_ready(plan.scope.credential)
-            if credential is None:
-                return None
-            receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
-            hold.reserve(warm.body, self._live.models.find(warm.model))
-            asked = Asked(client, warm, {}, MESSAGES, receipt, hold)
-            outcome = await self._attempts.make(asked, warm, credential, lambda meter: None)
-            if isinstance(outcome, Refusal):
-                hold.free()
-        except ProxyError as error:
-            receipt.status, receipt.ended = error.status, "error"
-            hold.free()
-            return None
-        else:
-            receipt.status = outcome.status
-            return receipt.usage if isinstance(outcome, Reply) else None
-        finally:
-            hold.settle(receipt)
-            self._receipts.add(receipt)
 
     def _failed(self, plan: Plan | None) -> None:
         if self._planner is not None:
@@ -379,14 +333,9 @@ class Relay:
         receipt.attempts += 1
         receipt.model = sent.model
         receipt.changes = (*sent.changes, *journey.changes)
-        receipt.account_id, receipt.account = credential.account_id, self._payer(credential)
-        if self._receipts.keep_bodies:
+        receipt.account_id, receipt.account = credential.account_id, self._accounts.payer(credential)
+        if self._keep_bodies:
             receipt.bodies = Bodies(asked.body, sent.body)
-
-    def _payer(self, credential: Credential) -> str:
-        if credential.account_id:
-            return self._accounts.get(credential.account_id).name
-        return "practice" if self._practice else "the request's own key"
 
     async def pass_through(
         self, method: str, target: str, given: Mapping[str, str], client: Client, body: bytes = b""

@@ -143,7 +143,7 @@ class Receipts:
     """The last receipts, newest first; each is counted, and goes into the books."""
 
     def __init__(self, models: Models, books: Books, metrics: Metrics, *, keep_bodies: int = 0) -> None:
-        self._models, self._books, self._metrics, self.keep_bodies = models, books, metrics, keep_bodies
+        self._models, self._books, self._metrics, self._keep_bodies = models, books, metrics, keep_bodies
         self._kept: deque[Receipt] = deque(maxlen=KEPT)
         self._under_way: dict[str, Receipt] = {}
         self._tell: list[Callable[[], None]] = []
@@ -183,8 +183,8 @@ class Receipts:
         self._under_way.pop(receipt.id, None)
         self._kept.appendleft(receipt)
         self._metrics.count(receipt)
-        if len(self._kept) > self.keep_bodies:
-            self._kept[self.keep_bodies].bodies = None
+        if len(self._kept) > self._keep_bodies:
+            self._kept[self._keep_bodies].bodies = None
         self._changed()
 
     def _changed(self) -> None:

@@ -99,13 +99,13 @@ class Clock:
 
 
 def keeper(bench, clock, sent, answers=True):
-    async def send(plan, request):
+    async def send(asked, plan, request):
         _, bill, changed = bench.upstreams["w"].bill(request.body, plan.model, clock.at)
         accounting.remember(bench.upstreams["w"].entries, changed, clock.at)
         sent.append(clock.at)
         return accounting.usage(bill, 0) if answers else None
 
-    return KeepAlive(bench.planner, clock=clock, sleep=clock.sleep), send
+    return KeepAlive(bench.planner, send, clock=clock, sleep=clock.sleep)
 
 
 async def settled():
@@ -116,8 +116,8 @@ async def settled():
 async def test_pings_carry_a_chat_over_a_pause_and_the_planner_knows():
     bench, chat, at = played(pauses=(60.0, 400.0) * 4)
     clock, sent = Clock(at), []
-    keep, send = keeper(bench, clock, sent)
-    keep.watch(bench.plan_, bench.sent, send, most=2)
+    keep = keeper(bench, clock, sent)
+    keep.watch(bench.plan_, bench.sent, None, most=2)
     await settled()
     assert sent == [at + 280, at + 560], "two, as the setting allows"
     chat.say()
@@ -133,16 +133,16 @@ async def test_the_chat_going_on_ends_the_pings_of_the_request_before():
     async def forever(seconds):
         await waiting.wait()
 
-    async def send(plan, request):
+    async def send(asked, plan, request):
         sent.append(plan)
 
-    keep = KeepAlive(bench.planner, clock=lambda: at, sleep=forever)
+    keep = KeepAlive(bench.planner, send, clock=lambda: at, sleep=forever)
     first = bench.plan_
-    keep.watch(first, bench.sent, send, most=2)
+    keep.watch(first, bench.sent, None, most=2)
     await settled()
     chat.say()
     bench.ask(chat.ask(), at + MINUTE)
-    keep.watch(bench.plan_, bench.sent, send, most=2)
+    keep.watch(bench.plan_, bench.sent, None, most=2)
     waiting.set()
     await settled()
     await keep.close()
@@ -154,8 +154,8 @@ async def test_where_there_is_nothing_to_keep_alive_they_stop():
     bench, _, at = played(pauses=(60.0, 400.0) * 4)
     bench.upstreams["w"].entries.clear()
     clock, sent = Clock(at), []
-    keep, send = keeper(bench, clock, sent)
-    keep.watch(bench.plan_, bench.sent, send, most=5)
+    keep = keeper(bench, clock, sent)
+    keep.watch(bench.plan_, bench.sent, None, most=5)
     await settled()
     assert len(sent) == 1
     await keep.close()
@@ -164,8 +164,8 @@ async def test_where_there_is_nothing_to_keep_alive_they_stop():
 async def test_while_the_account_rests_none_is_sent_again():
     bench, _, at = played(pauses=(60.0, 400.0) * 4)
     clock, sent = Clock(at), []
-    keep, send = keeper(bench, clock, sent, answers=False)
-    keep.watch(bench.plan_, bench.sent, send, most=5)
+    keep = keeper(bench, clock, sent, answers=False)
+    keep.watch(bench.plan_, bench.sent, None, most=5)
     await settled()
     assert len(sent) == 1
     await keep.close()

@@ -631,7 +631,9 @@ async def test_a_guests_key_is_never_used_for_pings(tmp_path, anthropic):
     async with running(tmp_path, anthropic.url, sleep=sleep, strip_cache_ttl="true", cache_keepalive_pings=3) as proxy:
         await proxy.ask(messages=[{"role": "user", "content": "Once upon a time. " * 800}], stream=True)
         await proxy.ask()
+        rows = await proxy.receipts()
     assert len(anthropic.seen) == 2
+    assert [row["kind"] for row in rows] == ["chat", "chat"], "what was not sent has no receipt"
 
 
 async def test_without_the_planner_the_front_ends_marks_stay(tmp_path, anthropic):

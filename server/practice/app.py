@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -249,3 +250,19 @@ def create_practice(
         ]
     )
     return app
+
+
+class LocalPractice:
+    """The practice upstream, run inside this process on a port of its own."""
+
+    def __init__(self, models: Models, clock: Callable[[], float]) -> None:
+        self._runner = web.AppRunner(create_practice(models, clock=clock), access_log=None, handler_cancellation=True)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._socket).start()
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
