@@ -20,7 +20,8 @@ from server.api import MAX_BODY, Doors
 from server.attempt import Attempts, check_key
 from server.books import Books
 from server.budget import Budgets
-from server.cache_memory import CacheMemory, Journal
+from server.cache_journal import Journal
+from server.cache_memory import CacheMemory
 from server.cache_planner import CachePlanner
 from server.chats import Chats
 from server.clients import ClientKeys

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from server.cache_memory import PROGRAM, WEEK, CacheMemory, Kept, Request, Scope, alive, seen
+from server.cache_journal import Kept, Request
+from server.cache_memory import PROGRAM, WEEK, CacheMemory, Scope, alive, seen
 from server.content import as_blocks, plural
 from server.helps import NO_HELPS, Helps
 from server.logs import frames

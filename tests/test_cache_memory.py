@@ -8,7 +8,8 @@ import pytest
 from cache_bench import MODELS, SECRET, Bench
 from chats import Chat
 
-from server.cache_memory import CacheMemory, Journal, Kept, Scope, alive, packed, seen, unpacked
+from server.cache_journal import Journal, Kept, packed, unpacked
+from server.cache_memory import CacheMemory, Scope, alive, seen
 from server.prefix import Digests, read_prompt
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from server.cache_memory import CacheMemory, Journal, Scope
+from server.cache_journal import Journal
+from server.cache_memory import CacheMemory, Scope
 from server.cache_planner import CachePlanner
 from server.helps import Helps
 from server.models import Models
