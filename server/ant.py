@@ -17,7 +17,7 @@ from server.addresses import url_problem
 from server.files import POSIX, Damaged, may_be_replaced, read_json_file
 from server.oauth import BETA, InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token, part
 from server.shared_json import Document, Edit, SharedJson
-from server.tokens import moment
+from server.tokens import stored_time
 
 ANTHROPIC = "https://api.anthropic.com"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+ -]{0,63}")  # it becomes a file name
@@ -224,5 +224,5 @@ def tokens_in(document: Document) -> Tokens | None:
     return Tokens(
         access_token=access,
         refresh_token=refresh if is_token(refresh) else "",
-        expires_at=moment(document.get("expires_at"), missing=inf),
+        expires_at=stored_time(document.get("expires_at"), missing=inf),
     )

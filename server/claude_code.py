@@ -12,7 +12,7 @@ from server import oauth
 from server.files import may_be_replaced
 from server.oauth import InvalidGrant, OAuthSettings, Tokens, Unavailable, is_token, part
 from server.shared_json import Document, Edit, SharedJson
-from server.tokens import moment
+from server.tokens import stored_time
 
 KEY = "claudeAiOauth"
 ON_A_MAC = "On a Mac, Claude Code keeps its login in the Keychain, which this proxy does not read."
@@ -88,7 +88,7 @@ def tokens_in(document: Document) -> Tokens | None:
     access, refresh, scopes = login.get("accessToken"), login.get("refreshToken"), login.get("scopes")
     if not is_token(access):
         return None
-    expires_at = moment(login.get("expiresAt"), missing=inf) / 1000
+    expires_at = stored_time(login.get("expiresAt"), missing=inf) / 1000
     return Tokens(
         access_token=access,
         refresh_token=refresh if is_token(refresh) else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, time, timedelta
+from email.utils import parsedate_to_datetime
 from math import isfinite
 
 from server.errors import ProxyError
@@ -62,6 +63,24 @@ def rfc3339(at: float | None, timespec: str = "seconds") -> str | None:
         return None
 
 
+def moment(text: str, now: float) -> float | None:
+    """A point in time given as seconds from now, unix seconds, RFC 3339 or HTTP date; None for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        if number != number or number in (float("inf"), float("-inf")):
+            return None
+        return number if number > 1e9 else now + number
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        try:
+            return read(text).timestamp()
+        except (ValueError, OverflowError):
+            continue
+    return None
+
+
 def read_moment(name: str, text: str, *, end: bool = False) -> float:
     """A query's date (YYYY-MM-DD, the whole day) or time (RFC 3339) in unix seconds. Raises ProxyError 400.
 
@@ -71,8 +90,8 @@ def read_moment(name: str, text: str, *, end: bool = False) -> float:
         if DATE.fullmatch(text):
             day = date.fromisoformat(text)
             return begins(day + timedelta(days=1)) if end else begins(day)
-        if MOMENT.fullmatch(moment := text.replace(" ", "+")):  # what becomes of a bare + in a query
-            return datetime.fromisoformat(moment.upper()).timestamp()
+        if MOMENT.fullmatch(told := text.replace(" ", "+")):  # what becomes of a bare + in a query
+            return datetime.fromisoformat(told.upper()).timestamp()
     except (ValueError, OverflowError, OSError):
         pass
     raise ProxyError(400, f"{name}: must be a date like 2026-11-20 or a time like 2026-11-20T18:30:00Z.")

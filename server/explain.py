@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 
-from server.days import time_of_day
+from server.days import moment, time_of_day
 
 NOT_FOR_APPS = (
     "Anthropic does not allow subscription sign-ins here: use an API key or an `ant` login on the proxy's sign-in page."
@@ -152,21 +150,3 @@ def rests_until(headers: Mapping[str, str], now: float) -> float | None:
         and (at := moment(headers.get(f"anthropic-ratelimit-{what}-reset", ""), now)) is not None
     ]
     return max(ends, default=None)
-
-
-def moment(text: str, now: float) -> float | None:
-    """A point in time given as seconds from now, unix seconds, RFC 3339 or HTTP date; None for anything else."""
-    try:
-        number = float(text)
-    except ValueError:
-        pass
-    else:
-        if number != number or number in (float("inf"), float("-inf")):
-            return None
-        return number if number > 1e9 else now + number
-    for read in (datetime.fromisoformat, parsedate_to_datetime):
-        try:
-            return read(text).timestamp()
-        except (ValueError, OverflowError):
-            continue
-    return None

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from math import inf, isfinite, isnan
 from typing import Any, Literal, NamedTuple
 
-from server.explain import Refusal, moment, rests_until
+from server.days import moment
+from server.explain import Refusal, rests_until
 
 REST_SECONDS = 60.0  # for a 429 that does not say
 REST_LEAST, REST_MOST = 1.0, 3600.0  # for per-minute limits

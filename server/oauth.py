@@ -9,12 +9,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from server import __version__
 from server.addresses import url_problem
+from server.days import moment
 
 if TYPE_CHECKING:
     import httpx2
@@ -172,15 +172,9 @@ def error_words(told: Mapping[str, Any]) -> str:
 
 
 def seconds(retry_after: str, now: float) -> float:
-    """A `retry-after` header as seconds from now, at most an hour: it holds seconds or a date (RFC 9110 §10.2.3)."""
-    try:
-        wait = float(retry_after)
-    except ValueError:
-        try:
-            wait = parsedate_to_datetime(retry_after).timestamp() - now
-        except ValueError:
-            return 0.0
-    return min(max(wait, 0.0), 3600.0) if math.isfinite(wait) else 0.0
+    """A `retry-after` header as seconds from now, at most an hour."""
+    until = moment(retry_after, now)
+    return 0.0 if until is None else min(max(until - now, 0.0), 3600.0)
 
 
 def part(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:

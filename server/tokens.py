@@ -119,12 +119,12 @@ def has_id(entry: Any, account_id: str) -> bool:
 def tokens_in(entry: Entry) -> Tokens:
     """The login in an entry of our own."""
     refresh, scopes, details = entry.get("refresh_token"), entry.get("scopes"), entry.get("details")
-    expires_at = moment(entry.get("expires_at"), missing=0.0)
+    expires_at = stored_time(entry.get("expires_at"), missing=0.0)
     return Tokens(
         access_token=entry["access_token"],
         refresh_token=refresh if is_token(refresh) else "",
         expires_at=expires_at,
-        ends_at=moment(entry.get("ends_at"), missing=inf) if is_token(refresh) else expires_at,
+        ends_at=stored_time(entry.get("ends_at"), missing=inf) if is_token(refresh) else expires_at,
         scopes=tuple(s for s in scopes if isinstance(s, str)) if isinstance(scopes, list) else (),
         details=details if isinstance(details, dict) else {},
     )
@@ -145,7 +145,7 @@ def with_tokens(entry: Entry, tokens: Tokens) -> Entry:
     }
 
 
-def moment(value: Any, *, missing: float) -> float:
+def stored_time(value: Any, *, missing: float) -> float:
     """A point in time read from a file, in the file's own unit."""
     try:
         told = float(value)

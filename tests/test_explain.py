@@ -2,7 +2,7 @@ from datetime import datetime
 
 import pytest
 
-from server.explain import Refusal, closing_words, is_policy, moment, remedy, rests_until
+from server.explain import Refusal, closing_words, is_policy, remedy, rests_until
 
 NOW = datetime.fromisoformat("2026-11-20T20:00").astimezone().timestamp()  # on the clock where the test runs
 
@@ -64,28 +64,6 @@ def test_a_rate_limit_names_its_class_and_the_clock_time_it_ends():
     assert remedy(five, NOW).startswith("Your plan's 5-hour limit ends at 21:30")
     assert remedy(refusal(429, retry_after="600"), NOW).startswith("This rate limit ends at 20:10")
     assert "wait a minute" in remedy(refusal(429), NOW)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("30", 30),
-        ("0.5", 0.5),
-        (str(NOW + 90), 90),
-        (datetime.fromtimestamp(NOW + 120).astimezone().isoformat(), 120),
-        ("nan", None),
-        ("inf", None),
-        ("-inf", None),
-        ("soon", None),
-        ("", None),
-    ],
-)
-def test_a_moment_is_read_in_every_form(text, seconds):
-    assert moment(text, NOW) == (None if seconds is None else pytest.approx(NOW + seconds))
-
-
-def test_an_http_date_is_a_moment():
-    assert moment("Fri, 20 Nov 2026 21:00:00 GMT", 0.0) == 1795208400.0
 
 
 def test_the_latest_exhausted_limit_counts_when_there_is_no_retry_after():
