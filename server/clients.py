@@ -139,7 +139,7 @@ class ClientKeys:
             database.execute("COMMIT")
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
-                raise sqlite3.DatabaseError(found)
+                raise sqlite3.DatabaseError("its pages do not fit together")
             database.execute("PRAGMA busy_timeout=500")  # from now on whoever waits for it holds up every request
         except sqlite3.DatabaseError:
             database.close()

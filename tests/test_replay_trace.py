@@ -69,7 +69,8 @@ def test_ours_is_cheaper_than_the_best_of_sillytaverns_settings(replays):
 def recording(tmp_path):
     """A recorded chat, as SillyTavern's requests are kept."""
     path = tmp_path / "evening.jsonl"
-    lines = [json.dumps({"t": t, "body": body}) for t, body in Chat(seed=1, turns=8, earlier=20, lore=2).play()]
+    played = Chat(seed=1, turns=8, earlier=20, lore=2).play()
+    lines = [json.dumps({"t": 1_795_000_000 + t, "body": body}) for t, body in played]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -92,6 +93,7 @@ def test_turn_by_turn_it_says_what_hit_and_why_not(recording, capsys):
     lines = capsys.readouterr().out.split("evening, turn by turn:\n")[1].splitlines()
     assert len(lines) == 8
     assert "first request of this chat" in lines[0]
+    assert lines[0].split()[:3] == ["1", "0", "s"]
     assert all(" read, " in line for line in lines)
 
 

@@ -258,10 +258,12 @@ def columns(results: Sequence[Mapping[str, Replay]], policy: str) -> list[float]
 
 
 def turn_lines(replay: Replay) -> Iterator[str]:
+    """A line for each turn; its time counts from the first."""
     for number, turn in enumerate(replay.turns, 1):
         bill = turn.bill
         figures = f"{bill.read:,} read, {bill.write_1h:,} + {bill.write_5m:,} written (1h + 5m), {bill.plain:,} plain"
-        start = f"{number:4d}  {turn.at:7.0f} s  {turn.cost / max(turn.tokens, 1):.2f}  {turn.outcome:7s}"
+        after, cost = turn.at - replay.turns[0].at, turn.cost / max(turn.tokens, 1)
+        start = f"{number:4d}  {after:7.0f} s  {cost:.2f}  {turn.outcome:7s}"
         yield f"{start}  {figures}  {turn.missed_because or ''}".rstrip()
 
 
