@@ -12,6 +12,7 @@ sys.path.append(str(TOP / "util"))
 
 import bench  # noqa: E402
 import bench_plan  # noqa: E402
+import bench_servers  # noqa: E402
 
 
 @pytest.mark.parametrize("load", bench.LOADS, ids=lambda load: load.name)
@@ -38,9 +39,9 @@ def test_a_load_is_a_request_of_about_the_size_it_says(load):
 
 def test_the_upstream_reads_from_a_header_what_is_asked_of_it():
     head = b"post /v1/messages http/1.1\r\ncontent-length: 12\r\nanthropic-user-profile-id: 300/0.02\r\n\r\n"
-    assert bench.length_of(head) == 12
-    assert bench.asked_of(head) == (300, 0.02)
-    assert bench.asked_of(b"post / http/1.1\r\n\r\n") == (0, 0.0)
+    assert bench_servers.length_of(head) == 12
+    assert bench_servers.asked_of(head) == (300, 0.02)
+    assert bench_servers.asked_of(b"post / http/1.1\r\n\r\n") == (0, 0.0)
 
 
 def test_a_row_compares_with_nginx_where_there_is_one():
