@@ -284,6 +284,10 @@ def tools():
     yield "long name", {"tools": [{**TOOL, "name": "x" * 200}]}
     yield "tool without schema", {"tools": [{"name": "wait"}, {"name": "wink", "input_schema": {}}]}
     yield (
+        "schema with alternatives",
+        {"tools": [{"name": "a", "input_schema": {**SCHEMA, "anyOf": [{"required": ["x"]}]}}]},
+    )
+    yield (
         "OpenAI's tools",
         {
             "tools": [{"type": "function", "function": {"name": "look_up", "parameters": SCHEMA}}],
@@ -437,6 +441,12 @@ def marks():
                 )
             ],
         },
+    )
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look_up", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [marked(text("Grey stone."))]}
+    yield (
+        "marks inside a result",
+        {"tools": [TOOL], "system": blocks[:4], "messages": [CHAT[0], assistant(call), user(marked(result))]},
     )
     thought = {"type": "redacted_thinking", "data": "x"}
     yield "mark on thinking", {"messages": [CHAT[0], assistant(marked(thought), "Hm."), CHAT[2]]}

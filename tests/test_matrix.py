@@ -477,6 +477,16 @@ def test_an_edited_chat_with_bound_thinking_goes_on(model, loop):
     assert in_order(words_of(body), words_of(sent.body))
 
 
+@pytest.mark.parametrize("model", ["claude-fable-5-2", "claude-opus-5-5", "claude-sonnet-5-5"])
+def test_a_reply_with_bound_thinking_is_continued_in_an_edited_chat(model):
+    body = signed_chat(model)
+    body["messages"].pop()  # the chat ends with the reply
+    sent, words, learned = on_the_road(asked(body, model), stricter({})[0], {})
+    assert words is None
+    assert list(learned) == ["thoughts"]
+    assert in_order(words_of(body), words_of(sent.body))
+
+
 @pytest.mark.parametrize("kind", ["api_key", "subscription"])
 @pytest.mark.parametrize("model", ["claude-fable-5-2", "claude-haiku-5-5"])
 def test_bound_thinking_survives_a_tool_loop_with_a_persona(model, kind):

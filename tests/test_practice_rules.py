@@ -432,6 +432,14 @@ ROWS = [
         "tools.0.custom.name: String should match pattern '^[a-zA-Z0-9_-]{1,128}$'",
     ),
     (ask(tools=[{"name": "dice"}]), "tools.0.custom.input_schema: Field required"),
+    (
+        ask(tools=[{**TOOL, "input_schema": {"type": "object", "anyOf": [{"required": ["a"]}]}}]),
+        "tools.0.custom.input_schema: input_schema does not support oneOf, allOf, or anyOf at the top level",
+    ),
+    (
+        ask(tools=[TOOL], messages=[HELLO, assistant({**CALL, "name": "roll dice"}), user(RESULT)]),
+        "messages.1.content.0.tool_use.name: String should match pattern '^[a-zA-Z0-9_-]{1,128}$'",
+    ),
     (ask(tools=[{**TOOL, "input_schema": {}}]), "tools.0.custom.input_schema.type: Field required"),
     (
         ask(tools=[{"type": "function", "function": {}}]),
@@ -471,6 +479,13 @@ ROWS = [
     (ask(messages=[user(*[text("x", **mark())] * 4)]), ""),
     (
         ask(messages=[user(*[text("x", **mark())] * 5)]),
+        "A maximum of 4 blocks with cache_control may be provided. Found 5.",
+    ),
+    (
+        ask(
+            system=[text("x", **mark())] * 4,
+            messages=[HELLO, assistant(CALL), user({**RESULT, "content": [text("6", **mark())]})],
+        ),
         "A maximum of 4 blocks with cache_control may be provided. Found 5.",
     ),
     (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.practice.asked import Asked
-from server.practice.blocks import THOUGHTS
+from server.practice.blocks import THOUGHTS, inner
 from server.practice.headers import VERSIONS
 from server.practice.shape import SERVER_BLOCKS
 from server.practice.signatures import befores, digest, read_signature
@@ -139,8 +139,14 @@ def thinking_blocks(asked: Asked) -> str | None:
 
 
 def cache_marks(asked: Asked) -> str | None:
-    """At most four, a top-level one included, and none for an hour behind one for five minutes."""
-    marked = [(block.path, block.mark.get("ttl", "5m")) for block in asked.blocks if block.mark]
+    """At most four, a top-level one and those inside tool results included, and none for an hour behind one for five
+    minutes."""
+    marked = [
+        (block.path, mark.get("ttl", "5m"))
+        for block in asked.blocks
+        for mark in (*(part.get("cache_control") for part in inner(block.content)), block.mark)
+        if mark
+    ]
     if automatic := asked.body.get("cache_control"):
         lifetime = automatic.get("ttl", "5m")
         last = next((block for block in reversed(asked.blocks) if block.markable), None)

@@ -15,8 +15,13 @@ TOOL_ID = r"^[a-zA-Z0-9_-]+$"
 def tools(asked: Asked) -> str | None:
     names = [block.content.get("name") or block.kind for block in asked.blocks if block.place == "tools"]
     for block in asked.blocks:
-        if block.place == "tools" and block.kind == "custom" and not re.match(TOOL_NAME, block.content["name"]):
+        if block.place != "tools" or block.kind != "custom":
+            continue
+        if not re.match(TOOL_NAME, block.content["name"]):
             return f"{block.path}.custom.name: String should match pattern '{TOOL_NAME}'"
+        if {"oneOf", "allOf", "anyOf"} & block.content["input_schema"].keys():
+            alternatives = "input_schema does not support oneOf, allOf, or anyOf at the top level"
+            return f"{block.path}.custom.input_schema: {alternatives}"
     if len(set(names)) < len(names):
         return "tools: Tool names must be unique."
     choice = asked.body.get("tool_choice") or {}
@@ -41,8 +46,9 @@ def tool_calls(asked: Asked) -> str | None:
     for block in calls:
         if block.role != "assistant":
             return f"{block.path}: `tool_use` blocks can only be in `assistant` messages"
-        if not re.match(TOOL_ID, block.content["id"]):
-            return f"{block.path}.tool_use.id: String should match pattern '{TOOL_ID}'"
+        for key, pattern in (("id", TOOL_ID), ("name", TOOL_NAME)):
+            if not re.match(pattern, block.content[key]):
+                return f"{block.path}.tool_use.{key}: String should match pattern '{pattern}'"
     if any(count > 1 for count in Counter(block.content["id"] for block in calls).values()):
         return "messages: `tool_use` ids must be unique"
     turns = [turn for turn in asked.turns if turn.role != "system"]
