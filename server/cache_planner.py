@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from server.cache_journal import Kept, Request
 from server.cache_memory import PROGRAM, WEEK, CacheMemory, Scope, alive, seen
-from server.content import as_blocks, plural
+from server.content import THOUGHTS, as_blocks, plural
 from server.helps import NO_HELPS, Helps
 from server.logs import frames
 from server.models import Model
-from server.prefix import THOUGHTS, UNREAD, Prompt, blocks, read_prompt, text_size
+from server.prefix import UNREAD, Prompt, blocks, read_prompt, text_size
 from server.request import ChatRequest
 from server.rewrite import late_lore, steady_window
 from server.rewrite.cache_marks import marks_in, with_marks, without_marks
@@ -38,6 +38,17 @@ LEAST_BYTES = 2  # of text in a token; hardly any language has less
 CLOSE = 0.03  # how far a count of tokens may be off ours and still mean the same block
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What the planner may do to a request: whether marks may say an hour, which helps are wanted, and the line that
+    keeps its place in front."""
+
+    ttl_allowed: bool = True
+    helps: Helps = NO_HELPS
+    required_line: str = ""
+
+
+NO_BOUNDS = Bounds()
 NOTHING = Forecast()
 
 
@@ -101,18 +112,15 @@ def draft(
     scope: Scope,
     memory: CacheMemory,
     now: float,
-    *,
-    ttl_allowed: bool = True,
-    helps: Helps = NO_HELPS,
-    required_line: str = "",
+    bounds: Bounds = NO_BOUNDS,
 ) -> tuple[ChatRequest, Plan]:
     """The request with the marks that pay, and the plan they follow. Changes nothing: also the dry run.
 
     A prompt far too short to be cached is not even read.
     """
     removed = marks_in(request.body) if request.is_marked else 0
-    terms = memory.terms(scope, model, ttl_allowed, now)
-    if not (removed or request.counting or helps.cache_late_lore or helps.cache_steady_window):
+    terms = memory.terms(scope, model, bounds.ttl_allowed, now)
+    if not (removed or request.counting or bounds.helps.rearrange):
         short = terms.minimum * LEAST_BYTES
         if request.size < 2 * short and (size := text_size(request.body)) < short:
             few = Forecast(plain=round(size * terms.tokens_per_byte))
@@ -124,10 +132,10 @@ def draft(
         known = memory.known(prompt)
         return prompt, known, alive(known, now)
 
-    helped, learned = help_out(bare, model, memory, helps, required_line, cold=False)
+    helped, learned = help_out(bare, model, memory, bounds, cold=False)
     prompt, known, live = read(helped)
     if not live and learned.head:
-        helped, learned = help_out(bare, model, memory, helps, required_line, cold=True)
+        helped, learned = help_out(bare, model, memory, bounds, cold=True)
         prompt, known, live = read(helped)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
@@ -160,13 +168,13 @@ def draft(
 
 
 def help_out(
-    request: ChatRequest, model: Model, memory: CacheMemory, helps: Helps, required_line: str, *, cold: bool
+    request: ChatRequest, model: Model, memory: CacheMemory, bounds: Bounds, *, cold: bool
 ) -> tuple[ChatRequest, Learned]:
     """The request after the opt-in helps, and what they learned of the chat."""
-    learned = Learned()
-    if not (helps.cache_late_lore or helps.cache_steady_window):
+    helps, learned = bounds.helps, NOTHING_LEARNED
+    if not helps.rearrange:
         return request, learned
-    thinks_back = request.body.get("tools") or any(kind in THOUGHTS for kind in kinds_in(request.body))
+    thinks_back = request.body.get("tools") or request.has(*THOUGHTS)
     if model.binds_thinking and thinks_back:
         return request, learned  # thinking that is sent back, as between calls, is bound to everything before it
     story = steady_window.Story.of(request.body, memory.secret)
@@ -183,7 +191,7 @@ def help_out(
             )
             request = request.noted("cache_steady_window", detail, body=body)
     if helps.cache_late_lore:
-        lines = late_lore.Lines.of(request.body, memory.secret, required_line)
+        lines = late_lore.Lines.of(request.body, memory.secret, bounds.required_line)
         heads = list(memory.heads.items())
         told = frozenset(story.digests)
         at = late_lore.choose_head(lines, told, [head for _, head in heads])
@@ -199,10 +207,6 @@ def help_out(
 
 def head_bytes(body: Mapping[str, Any]) -> int:
     return sum(len(str(block.get("text", ""))) for block in as_blocks(body.get("system")))
-
-
-def kinds_in(body: Mapping[str, Any]) -> set[str]:
-    return {str(block.get("type")) for message in body["messages"] for block in as_blocks(message.get("content"))}
 
 
 def mark_of(lifetime: Lifetime) -> dict[str, str]:
@@ -230,24 +234,11 @@ class CachePlanner:
         model: Model,
         scope: Scope,
         now: float,
-        *,
-        ttl_allowed: bool = True,
-        helps: Helps = NO_HELPS,
-        required_line: str = "",
+        bounds: Bounds = NO_BOUNDS,
     ) -> tuple[ChatRequest, Plan | None]:
-        """The request as it should be sent; `required_line` keeps its place in front. If anything fails here, it goes
-        without marks, and there is no plan."""
+        """The request as it should be sent. If anything fails here, it goes without marks, and there is no plan."""
         try:
-            planned, plan = draft(
-                request,
-                model,
-                scope,
-                self._memory,
-                now,
-                ttl_allowed=ttl_allowed,
-                helps=helps,
-                required_line=required_line,
-            )
+            planned, plan = draft(request, model, scope, self._memory, now, bounds)
             for other in list(self._waiting):
                 if now - other.at >= WAITING:
                     self._done(other)

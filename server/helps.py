@@ -16,6 +16,11 @@ class Helps:
     cache_steady_window: bool | None = None
     cache_keepalive_pings: int | None = None
 
+    @property
+    def rearrange(self) -> bool:
+        """Whether one of those that move or leave out text is chosen."""
+        return bool(self.cache_late_lore or self.cache_steady_window)
+
     def over(self, others: Helps) -> Helps:
         """These, and the others where nothing is chosen."""
         if self == NO_HELPS:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from server.content import THOUGHTS
 from server.models import Model
 
 DIGEST = 12  # bytes; of a keyed digest, so that a copied database cannot be searched for known lines
-THOUGHTS = ("thinking", "redacted_thinking")
 MARKABLE = {"text", "image", "document", "tool_use", "tool_result", "search_result", "server_tool_use"}
 IMAGE_BYTES = 6_000  # what an image counts like, in bytes of text: about 1,500 tokens
 

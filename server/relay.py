@@ -16,7 +16,7 @@ from server.addresses import is_loopback
 from server.attempt import Asked, Attempts, passed_back
 from server.budget import OverBudget
 from server.cache_memory import Scope
-from server.cache_planner import CachePlanner, Plan
+from server.cache_planner import Bounds, CachePlanner, Plan
 from server.cache_why import tell
 from server.clients import Client
 from server.errors import ProxyError
@@ -214,9 +214,7 @@ class Relay:
             context.model_of(sent) or self._live.models.like(sent.model),
             Scope(credential.base_url, credential.account_id or credential.secret, credential.workspace_id),
             context.now,
-            ttl_allowed=not ttl_is_stripped(context),
-            helps=journey.helps,
-            required_line=self._options.required_system_line.strip(),
+            Bounds(not ttl_is_stripped(context), journey.helps, self._options.required_system_line.strip()),
         )
         return ask_why(planned, context, plan.reply_before if plan else ""), plan
 

@@ -1,7 +1,7 @@
 """A planner beside the practice upstream's accounting: what tests of the prompt cache play their chats against."""
 
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import CachePlanner
+from server.cache_planner import Bounds, CachePlanner
 from server.cache_why import tell
 from server.helps import Helps
 from server.models import Models
@@ -39,7 +39,7 @@ class Bench:
         """The request as it would be sent, and its plan."""
         scope = Scope("https://api.example", f"key of {workspace}", workspace)
         model = MODELS.like(body["model"])
-        return self.planner.plan(ChatRequest(body), model, scope, at, **{**self.options, **options})
+        return self.planner.plan(ChatRequest(body), model, scope, at, Bounds(**{**self.options, **options}))
 
     def ask(self, body, at, *, workspace="w", usage=None, **options):
         """Send it: the story of its cache. `usage` makes the upstream say something else than it did."""

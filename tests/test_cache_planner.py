@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import CachePlanner, draft
+from server.cache_planner import Bounds, CachePlanner, draft
 from server.helps import Helps
 from server.practice import accounting
 from server.practice.rules import refusal
@@ -445,8 +445,8 @@ def test_a_dry_run_changes_nothing():
     bench = Bench(helps=BOTH)
     bench.ask(story(6), 0.0)
     body, model = story(7), MODELS.like("claude-sonnet-4-6")
-    first = draft(ChatRequest(body), model, SCOPE, bench.memory, 60.0, helps=BOTH)
-    second = draft(ChatRequest(body), model, SCOPE, bench.memory, 60.0, helps=BOTH)
+    first = draft(ChatRequest(body), model, SCOPE, bench.memory, 60.0, Bounds(helps=BOTH))
+    second = draft(ChatRequest(body), model, SCOPE, bench.memory, 60.0, Bounds(helps=BOTH))
     assert first[0].body == second[0].body
     assert first[1].forecast == second[1].forecast
     assert len(bench.memory.related(first[1].prompt)) == 1

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from server.cache_journal import Journal
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import CachePlanner
+from server.cache_planner import Bounds, CachePlanner
 from server.helps import Helps
 from server.models import Models
 from server.practice import accounting
@@ -90,7 +90,7 @@ def played(chat: Iterator[dict[str, Any]], helps: Helps, folder: Path) -> Iterat
     for turn, asked in enumerate(chat):
         now = turn * PAUSE
         begun = time.thread_time()
-        sent, plan = planner.plan(ChatRequest(asked), model, SCOPE, now, helps=helps)
+        sent, plan = planner.plan(ChatRequest(asked), model, SCOPE, now, Bounds(helps=helps))
         planned = time.thread_time() - begun
         bill, changed = accounting.settle(entries, accounting.read_prompt(sent.body, model), model.min_cacheable, now)
         accounting.remember(entries, changed, now)

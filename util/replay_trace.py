@@ -22,7 +22,7 @@ import hindsight  # noqa: E402
 from hindsight import FIRST_BYTE, Hindsight  # noqa: E402
 
 from server.cache_memory import CacheMemory, Scope  # noqa: E402
-from server.cache_planner import CachePlanner  # noqa: E402
+from server.cache_planner import Bounds, CachePlanner  # noqa: E402
 from server.cache_why import tell  # noqa: E402
 from server.errors import ProxyError  # noqa: E402
 from server.helps import Helps  # noqa: E402
@@ -189,8 +189,7 @@ def by_planner(
             one.model,
             Scope("replay", "key"),
             now,
-            ttl_allowed=ttl,
-            helps=helps or Helps(),
+            Bounds(ttl, helps or Helps()),
         )
         prompt = accounting.read_prompt(sent.body, one.model)
         bill, changed = accounting.settle(entries, prompt, one.model.min_cacheable, one.at, FIRST_BYTE)
