@@ -111,13 +111,13 @@ def write_line(stream: TextIO, line: str) -> None:
 
 
 def set_up(level: str, stream: TextIO = sys.stderr) -> None:
-    """All loggers write through one handler, from `level` on; aiohttp's own are kept down: they show clients' bytes."""
+    """All loggers write through one handler: ours from `level` on, others' warnings only. At DEBUG those quote what
+    they work on: aiohttp a client's bytes, Pillow what is written inside a picture."""
     handler = LinesHandler(stream, Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our lines do not name them
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    for name in ("aiohttp", "asyncio", "filelock", "httpx2", "httpcore2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("server").setLevel(level)
+    root.setLevel(logging.WARNING)
     for name in ("aiohttp.access", "aiohttp.server", "aiohttp.web"):
         logging.getLogger(name).disabled = True
