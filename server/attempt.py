@@ -67,10 +67,8 @@ class Attempts:
         answer = await self._upstream.send("POST", credential.base_url, asked.path, headers, body)
         kept = False
         try:
-            if answer.status >= 400:
-                raw = await answer.read_all(self._patience.idle)
-                return refusal_of(answer.status, raw, answer.headers, credential)
-            refuse_redirect(answer)
+            if refusal := await self._refusal(answer, credential):
+                return refusal
             back = passed_back(answer.headers)
             if answer.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream":
                 outcome = await self._begin(asked, answer, back, credential, begun)
@@ -91,6 +89,18 @@ class Attempts:
         finally:
             if not kept:
                 answer.close()
+
+    async def _refusal(self, answer: Answer, credential: Credential) -> Refusal | None:
+        """What the upstream says against a request, if anything. Raises UpstreamFailed 502 for a redirect: a credential
+        is not carried elsewhere."""
+        if 300 <= answer.status < 400:
+            raise UpstreamFailed(
+                502, "The upstream answered with a redirect, which is not followed. Check api_base_url."
+            )
+        if answer.status < 400:
+            return None
+        raw = await answer.read_all(self._patience.idle)
+        return refusal_of(answer.status, raw, answer.headers, credential)
 
     async def _begin(
         self, asked: Asked, answer: Answer, back: dict[str, str], credential: Credential, begun: Begun
@@ -141,10 +151,8 @@ class Attempts:
         answer = await self._upstream.send(method, credential.base_url, target, headers, body or None)
         kept = False
         try:
-            if answer.status >= 400:
-                raw = await answer.read_all(self._patience.idle)
-                return refusal_of(answer.status, raw, answer.headers, credential)
-            refuse_redirect(answer)
+            if refusal := await self._refusal(answer, credential):
+                return refusal
             kind = answer.headers.get("content-type", "application/octet-stream")
             back = {**passed_back(answer.headers), "Content-Type": kind}
             if kind.partition(";")[0].strip().lower() == "application/json":
@@ -174,12 +182,6 @@ async def check_key(upstream: Upstream, base_url: str, key: str) -> tuple[KeyChe
     if answer.status in (401, 403):
         return "refused", refusal_of(answer.status, raw, answer.headers, paid).message
     return ("ok", "") if answer.status == 200 else ("unknown", f"the upstream answered {answer.status}")
-
-
-def refuse_redirect(answer: Answer) -> None:
-    """Raises UpstreamFailed 502: a credential is not carried elsewhere."""
-    if 300 <= answer.status < 400:
-        raise UpstreamFailed(502, "The upstream answered with a redirect, which is not followed. Check api_base_url.")
 
 
 def as_json(body: Mapping[str, Any]) -> bytes:

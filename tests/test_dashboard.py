@@ -17,24 +17,12 @@ from server.pages import figures, page, plot
 from server.pages.requests import compare
 from server.pages.settings import SECRET as SECRET_SETTINGS
 from server.usage import Bodies
-from tests.fakes import PATIENCE, PLAIN, error, fake_anthropic, plain, reply_events, stream
+from tests.fakes import PATIENCE, PLAIN, error, plain, reply_events, stream
 from tests.running import running
 
 pytestmark = pytest.mark.anyio
 
 SECRET = "The lantern stands in the third window."
-
-
-@pytest.fixture
-async def upstream():
-    async with fake_anthropic() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def proxy(tmp_path, upstream):
-    async with running(tmp_path, upstream.url) as proxy:
-        yield proxy
 
 
 async def see(proxy, path):
@@ -65,8 +53,8 @@ async def test_a_request_is_told_as_a_story(proxy):
     assert "Without the cache" in text
 
 
-async def test_a_failed_request_is_listed_with_its_status_what_it_means_and_no_price(proxy, upstream):
-    upstream.will(error(404, "not_found_error", "model: claude-none"))
+async def test_a_failed_request_is_listed_with_its_status_what_it_means_and_no_price(proxy, anthropic):
+    anthropic.will(error(404, "not_found_error", "model: claude-none"))
     await proxy.ask()
     _, text = await see(proxy, "/requests")
     assert "error 404 <small>There is no such model, persona or address.</small>" in text
@@ -102,9 +90,9 @@ async def test_by_default_no_text_is_kept(proxy):
     assert SECRET not in text
 
 
-async def test_the_text_of_the_last_requests_is_compared_where_the_owner_wants_it(tmp_path, upstream, caplog):
+async def test_the_text_of_the_last_requests_is_compared_where_the_owner_wants_it(tmp_path, anthropic, caplog):
     caplog.set_level("DEBUG")
-    async with running(tmp_path, upstream.url, keep_bodies_in_memory=2) as proxy:
+    async with running(tmp_path, anthropic.url, keep_bodies_in_memory=2) as proxy:
         ids = [
             (await proxy.ask(**chat(f"{SECRET} {i}", temperature=1.0, top_p=0.9))).headers["x-receipt"]
             for i in range(3)
@@ -251,10 +239,10 @@ async def test_every_setting_is_shown_with_its_meaning_and_where_it_comes_from(p
     assert "Start the proxy again" in text
 
 
-async def test_a_secret_setting_is_shown_by_its_end_alone(tmp_path, upstream):
+async def test_a_secret_setting_is_shown_by_its_end_alone(tmp_path, anthropic):
     named = {field.name for field in fields(Config) if field.name.endswith(("_token", "_secret", "_password"))}
     assert named == SECRET_SETTINGS
-    async with running(tmp_path, upstream.url, metrics_token="a-long-token-in-force-1234") as proxy:
+    async with running(tmp_path, anthropic.url, metrics_token="a-long-token-in-force-1234") as proxy:
         (tmp_path / "own" / "config.txt").write_text("metrics_token=another-long-token-5678\n")
         _, text = await see(proxy, "/settings")
         assert "…1234" in text
@@ -395,9 +383,9 @@ async def test_the_keys_page_shows_limits_and_use(proxy, shared):
 # Spending and chats
 
 
-async def test_spending_tells_what_was_paid_and_what_the_cache_saved(proxy, upstream):
+async def test_spending_tells_what_was_paid_and_what_the_cache_saved(proxy, anthropic):
     for model in ("claude-sonnet-4-6", "claude-sonnet-4-6", "claude-haiku-4-5"):
-        upstream.will(plain({**PLAIN, "model": model}))
+        anthropic.will(plain({**PLAIN, "model": model}))
         await proxy.ask(model=model)
     rows = (await proxy.owner("GET", "/api/usage?by=day")).json["rows"]
     status, text = await see(proxy, "/spending")
@@ -416,8 +404,8 @@ async def test_spending_tells_what_was_paid_and_what_the_cache_saved(proxy, upst
     assert "style=" not in text
 
 
-async def test_a_model_of_unknown_price_is_said_and_not_counted_as_free(proxy, upstream):
-    upstream.will(plain({**PLAIN, "model": "mystery-1"}))
+async def test_a_model_of_unknown_price_is_said_and_not_counted_as_free(proxy, anthropic):
+    anthropic.will(plain({**PLAIN, "model": "mystery-1"}))
     await proxy.ask(model="mystery-1")
     _, text = await see(proxy, "/spending")
     assert "1 requests went to models whose price is not known" in text
@@ -433,10 +421,12 @@ async def test_a_model_of_unknown_price_is_said_and_not_counted_as_free(proxy, u
         (900, 0, "90 % read, 10 % plain", "90 % read"),
     ],
 )
-async def test_the_last_turns_say_what_the_cache_did_and_nothing_it_did_not(proxy, upstream, read, written, bar, words):
+async def test_the_last_turns_say_what_the_cache_did_and_nothing_it_did_not(
+    proxy, anthropic, read, written, bar, words
+):
     usage = {"input_tokens": 1000 - read - written, "output_tokens": 3}
     usage |= {"cache_creation_input_tokens": written, "cache_read_input_tokens": read}
-    upstream.will(plain({**PLAIN, "usage": usage}))
+    anthropic.will(plain({**PLAIN, "usage": usage}))
     await proxy.ask()
     for path in ("/", "/requests"):
         _, text = await see(proxy, path)
@@ -467,12 +457,12 @@ async def test_a_chat_is_listed_by_its_time_and_by_its_name_once_it_has_one(prox
     assert SECRET not in text
 
 
-async def test_a_chats_sums_are_split_by_the_personas_it_was_played_with(tmp_path, upstream):
+async def test_a_chats_sums_are_split_by_the_personas_it_was_played_with(tmp_path, anthropic):
     presets = tmp_path / "presets"
     presets.mkdir()
     (presets / "ruth.json").write_text('{"name": "Ruth Alder", "suffix": "(Slowly.)"}')
     (presets / "sam.json").write_text('{"suffix": "(Quickly.)"}')
-    async with running(tmp_path, upstream.url, presets=presets) as proxy:
+    async with running(tmp_path, anthropic.url, presets=presets) as proxy:
         for path in ("/v1/messages", "/v1/ruth/messages", "/v1/Ruth/messages", "/v1/sam/messages"):
             await proxy.ask(path, **chat())
         await proxy.ask("/v1/ruth/messages", **chat("Another story."))
@@ -499,10 +489,10 @@ async def test_without_personas_none_are_told(proxy):
     assert "By persona" not in text
 
 
-async def test_older_requests_are_told_from_the_books_after_a_restart(tmp_path, upstream):
-    async with running(tmp_path, upstream.url) as proxy:
+async def test_older_requests_are_told_from_the_books_after_a_restart(tmp_path, anthropic):
+    async with running(tmp_path, anthropic.url) as proxy:
         request_id = (await proxy.ask(temperature=1.0, top_p=0.9)).headers["x-receipt"]
-    async with running(tmp_path, upstream.url) as proxy:
+    async with running(tmp_path, anthropic.url) as proxy:
         assert request_id in (await see(proxy, "/requests"))[1]
         status, text = await see(proxy, f"/requests/{request_id}")
         assert status == 200
@@ -537,8 +527,8 @@ def test_a_plot_carries_no_style_and_no_more_labels_than_fit():
 # Live
 
 
-async def test_an_open_page_is_told_of_a_request_and_ends_with_the_program(tmp_path, upstream):
-    async with running(tmp_path, upstream.url) as proxy:
+async def test_an_open_page_is_told_of_a_request_and_ends_with_the_program(tmp_path, anthropic):
+    async with running(tmp_path, anthropic.url) as proxy:
         headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}"}
         session = aiohttp.ClientSession()
         answer = await session.get(f"{proxy.url}/api/live", headers=headers)
@@ -551,10 +541,10 @@ async def test_an_open_page_is_told_of_a_request_and_ends_with_the_program(tmp_p
     await session.close()
 
 
-async def test_a_reply_is_told_of_while_it_is_written_by_numbers_alone(proxy, upstream):
+async def test_a_reply_is_told_of_while_it_is_written_by_numbers_alone(proxy, anthropic):
     gate, told = asyncio.Event(), b""
     first, *rest = reply_events("Once upon ", "a time")
-    upstream.will(stream(first, *rest[:2], gate=gate, last=b"".join(rest[2:])))
+    anthropic.will(stream(first, *rest[:2], gate=gate, last=b"".join(rest[2:])))
     headers = {"Authorization": f"Bearer {proxy.parts.owner.admin_token}"}
     async with asyncio.timeout(PATIENCE), proxy.session.get(f"{proxy.url}/api/live", headers=headers) as answer:
         asking = asyncio.create_task(proxy.ask(stream=True, messages=[{"role": "user", "content": "Tell me a secret"}]))
@@ -578,8 +568,8 @@ async def test_an_open_page_is_told_of_an_account_that_changed(proxy):
         assert await answer.content.readuntil(b"\n\n") == b"event: changed\ndata: {}\n\n"
 
 
-async def test_a_page_hears_of_a_stream_when_it_has_ended(proxy, upstream):
-    upstream.will(stream())
+async def test_a_page_hears_of_a_stream_when_it_has_ended(proxy, anthropic):
+    anthropic.will(stream())
     await proxy.ask(stream=True)
     assert (await see(proxy, "/"))[1].count('<td class="when">') == 1
 
