@@ -108,6 +108,11 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
+def untouched(new: Iterable[Any], old: Iterable[Any]) -> bool:
+    """Whether these are the very same objects."""
+    return all(a is b for a, b in zip(new, old, strict=True))
+
+
 def with_blocks(blocks: list[Block], change: Callable[[Block], list[Block]]) -> list[Block]:
     """The blocks, each as what `change` makes of it: none, itself or others; first those inside tool results.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.content import Block, marked, text_block
+from server.content import Block, marked, text_block, untouched
 from server.prefix import Place
 
 
@@ -25,7 +25,7 @@ def without_marks(body: Mapping[str, Any]) -> dict[str, Any]:
         inner = thing.get("content")
         if isinstance(inner, list):
             clean = [bare(block) for block in inner]
-            if any(new is not old for new, old in zip(clean, inner, strict=True)):
+            if not untouched(clean, inner):
                 thing = {**thing, "content": clean}
         return thing
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.content import THOUGHTS, Block, as_blocks, inner_blocks, is_blank
+from server.content import THOUGHTS, Block, as_blocks, inner_blocks, is_blank, untouched
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
@@ -90,12 +90,12 @@ def with_marks(body: Mapping[str, Any], marks: Iterator[Mark | None]) -> dict[st
         if not inner_blocks(block):
             return block
         inner = [with_mark(part) if isinstance(part, dict) else part for part in block["content"]]
-        return block if same(inner, block["content"]) else {**block, "content": inner}
+        return block if untouched(inner, block["content"]) else {**block, "content": inner}
 
     def with_all(content: Any) -> Any:
         blocks = as_blocks(content)
         changed: list[Block] = [with_mark(with_inner(block)) for block in blocks]
-        return content if same(changed, blocks) else changed
+        return content if untouched(changed, blocks) else changed
 
     new = dict(body)
     if body.get("tools"):
@@ -109,8 +109,3 @@ def with_marks(body: Mapping[str, Any], marks: Iterator[Mark | None]) -> dict[st
         for message in body["messages"]
     ]
     return dict(with_mark(new))
-
-
-def same(new: Iterable[Any], old: Iterable[Any]) -> bool:
-    """Whether these are the very same objects."""
-    return all(a is b for a, b in zip(new, old, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.content import Block, text_block, with_messages
+from server.content import Block, text_block, untouched, with_messages
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
@@ -40,7 +40,7 @@ def without(value: Any, path: list[str]) -> Any:
     step, *rest = path
     if step == "*" and isinstance(value, list):
         items = [without(item, rest) for item in value]
-        return value if all(a is b for a, b in zip(items, value, strict=True)) else items
+        return value if untouched(items, value) else items
     if not isinstance(value, dict) or step not in value:
         return value
     if not rest:

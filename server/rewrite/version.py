@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from server.content import Block, with_messages
+from server.content import Block, untouched, with_messages
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
@@ -24,7 +24,7 @@ def fit_version(request: ChatRequest, context: Context) -> ChatRequest:
     if version < NEWEST:
         return request
     messages = with_messages(request.body["messages"], without_citations, roles=("user",))
-    if all(a is b for a, b in zip(messages, request.body["messages"], strict=True)):
+    if untouched(messages, request.body["messages"]):
         return request
     return request.but(
         "fit_version", f"Took citations out of the user's texts: version {version} refuses them.", messages=messages
