@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
-from server.addresses import url_problem
+from server.addresses import base_of, url_problem
 from server.ant import AntHome, AntProfile
 from server.claude_code import ON_A_MAC, ClaudeCodeSettings
 from server.errors import ProxyError
@@ -63,7 +63,7 @@ def checked_api_key(given: object) -> str:
 def checked_base_url(given: object) -> str:
     """Where a key is to go, without the /v1 that is put behind it; "" for the usual address. Raises ProxyError 400 for
     one it may not be sent to."""
-    base = given.strip().rstrip("/").removesuffix("/v1") if isinstance(given, str) else given
+    base = base_of(given) if isinstance(given, str) else given
     if base and (problem := url_problem(base) if isinstance(base, str) else "must be text"):
         raise ProxyError(400, f"base_url: {problem}.")
     return str(base or "")

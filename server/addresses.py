@@ -27,6 +27,11 @@ def url_problem(url: str) -> str:
     return ""
 
 
+def base_of(url: str) -> str:
+    """An API's address as we put /v1/messages behind it; people type it with and without."""
+    return url.strip().rstrip("/").removesuffix("/messages").removesuffix("/v1")
+
+
 def is_odd_number(host: str) -> bool:
     """Whether the system would take this for an IPv4 address although it is not written as four decimal numbers:
     2852039166, 0xa9fea9fe, 0251.0376.0251.0376."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dotenv.parser import parse_stream
 
-from server.addresses import is_loopback, url_problem
+from server.addresses import base_of, is_loopback, url_problem
 from server.helps import MOST_PINGS
 
 TOP = Path(__file__).resolve().parent.parent
@@ -149,6 +149,8 @@ class Config:
                 values[key] = parse(text.strip(), kinds[key])
             except ValueError as error:
                 raise ConfigError(f"{place}: {key} {error}, not “{text}”. Correct it or delete the line.") from None
+        if "api_base_url" in values:
+            values["api_base_url"] = base_of(values["api_base_url"])
         config = cls(**values)
         config.check({key: place for key, (_, place) in given.items()})
         return config

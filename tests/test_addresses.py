@@ -1,6 +1,11 @@
 import pytest
 
-from server.addresses import is_loopback, url_problem
+from server.addresses import base_of, is_loopback, url_problem
+
+
+@pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/messages", " "])
+def test_an_apis_address_is_understood_with_and_without_what_comes_behind_it(behind):
+    assert base_of(f"https://openrouter.ai/api{behind}") == "https://openrouter.ai/api"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,10 @@ def test_the_environment_beats_dotenv_beats_the_file(load):
     assert (config.port, config.host, config.log_level) == (1003, "127.0.0.3", "ERROR")
 
 
+def test_the_apis_address_may_end_in_v1(load):
+    assert load("api_base_url=https://api.anthropic.com/v1/").api_base_url == "https://api.anthropic.com"
+
+
 def test_comments_blanks_and_signs_in_values_are_read_as_meant(load):
     text = "# head\n\nport = 5000   # the port\nrequired_system_line=It's a line, isn't it?  # yes\n"
     config = load(text + "allowed_hosts=a.local, b.local")

@@ -408,7 +408,7 @@ async def test_a_model_of_unknown_price_is_said_and_not_counted_as_free(proxy, a
     anthropic.will(plain({**PLAIN, "model": "mystery-1"}))
     await proxy.ask(model="mystery-1")
     _, text = await see(proxy, "/spending")
-    assert "1 requests went to models whose price is not known" in text
+    assert "Requests to models whose price is not known: 1." in text
     assert re.search(r"<dt>Paid</dt><dd>unknown</dd>", text)
 
 

@@ -427,7 +427,7 @@ WORDS: dict[str, dict[str, str]] = {
         "as_table": "The same as a table",
         "day": "Day",
         "unpriced": "+ {n} of unknown price",
-        "some_unpriced": "{n} requests went to models whose price is not known. They are not in these sums.",
+        "some_unpriced": "Requests to models whose price is not known: {n}. They are not in these sums.",
         "export": "Take it with you:",
         "estimate": "Sums follow the list prices; your provider's bill is what counts.",
     },
