@@ -396,9 +396,13 @@ async def test_bodies_of_32_mib_hold_up_nobody_else(tmp_path, figure, kind):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_ten_thousand_requests_leave_the_process_as_it_was(tmp_path, figure):
-    """Its memory is that of the proxy alone; development checks are on, and a warning of theirs would be an error."""
+    """Its memory is that of the proxy alone, as people run it; a warning would be an error."""
     counts = Counter()
-    async with fake_anthropic() as fake, program(tmp_path, fake.url) as running, aiohttp.ClientSession() as session:
+    async with (
+        fake_anthropic() as fake,
+        program(tmp_path, fake.url, dev=False) as running,
+        aiohttp.ClientSession() as session,
+    ):
         fake.replies = Always(echo)
         proxy = Proxy(f"http://127.0.0.1:{running.port}", running.port, None, session)
         await play(proxy, range(1000))
