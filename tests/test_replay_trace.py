@@ -65,6 +65,15 @@ def test_ours_is_cheaper_than_the_best_of_sillytaverns_settings(replays):
     assert share(replays, "SillyTavern best") / share(replays, "ours") > 1.13
 
 
+def test_the_readme_tells_what_the_recorded_chats_cost(replays):
+    text = " ".join((Path(replay_trace.__file__).parent.parent / "README.md").read_text(encoding="utf-8").split())
+    ours, theirs, helped = (
+        f"{100 * share(replays, policy):.0f} %" for policy in ("ours", "SillyTavern best", "ours + both")
+    )
+    assert f"came to {ours} of their price without caching; to {theirs} with the best" in text
+    assert f"and to {helped} with the first two helps" in text
+
+
 @pytest.fixture
 def recording(tmp_path):
     """A recorded chat, as SillyTavern's requests are kept."""
