@@ -25,15 +25,12 @@ LOOKAHEAD = 8  # later requests of the chat in which a prefix may come back
 NEW, OLD = 7, 3  # blocks thought about: ends of new entries, of living ones
 FADING = 0.95  # what a request says about the chat's next step, against the one after it
 CAUTION = 1.1  # extra costs are certain, gains are not: where they balance, nothing is written
-CAUTION_IN_DEBT = 3.0  # and more of it by each share that a chat cost over no caching: its guesses were bad so far
+CAUTION_IN_DEBT = 5.0  # and more of it by each share that a chat cost over no caching: its guesses were bad so far
 OTHER_FRONT = 0.3  # and if its prompts in front were new to the chat and this one's are not, or the reverse
 SHIFTED, SHIFT = 0.15, 3  # the part of each guess that parts so many blocks earlier: texts injected vary in number
-PRIOR_RETURNS = (
-    (0.25, 0),
-    (0.06, 5),
-    (0.05, 9),
-)  # weight, blocks before the end: how a chat goes on that nobody knows yet
-PRIOR_HEAD = 0.08  # and the weight of coming back up to the end of the system part
+# How a chat goes on that nobody knows yet: weight, blocks before the end; and the weight of the end of the system part.
+PRIOR_RETURNS = ((0.25, 0), (0.06, 5), (0.05, 9))
+PRIOR_HEAD = 0.08
 PRIOR_PAUSES, PRIOR_5M, PRIOR_1H = 6.0, 0.7, 0.85  # weight; the share of pauses under five minutes, under an hour
 PRIOR_NEXT_5M, PRIOR_NEXT_1H = 0.85, 0.95  # and how much of it is left by each further pause in the same span
 CHECKPOINT_SHARE, CHECKPOINT_MOST = 0.35, 2.5  # of a prompt is new; times what the next pause says
