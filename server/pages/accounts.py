@@ -10,7 +10,7 @@ from aiohttp import web
 from server.accounts import checked_api_key, checked_base_url
 from server.days import rfc3339
 from server.errors import ProxyError
-from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, all_warnings, answer, page, read_name, read_object
+from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, answer, owner_page, read_name, read_object
 from server.pages.words import WORDS
 from server.payers import Account
 
@@ -24,14 +24,12 @@ async def accounts_page(request: web.Request) -> web.Response:
     rows = [account.public(now) for account in in_order]
     for row in rows:  # a limit that has begun anew since says nothing
         row["limits"] = [one for one in row["limits"] if (one["resets_at"] or "") > (rfc3339(now) or "")]
-    return page(
+    return owner_page(
         request,
         "accounts.html",
         accounts=rows,
         joined=next((row for row in rows if row["id"] == request.query.get("joined")), None),
         outcome=request.query.get("outcome", ""),
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 

@@ -14,7 +14,7 @@ from server.errors import ProxyError
 from server.helps import NO_HELPS, Helps
 from server.pages.books import BOOKS, NEVER
 from server.pages.helps import help_rows
-from server.pages.page import CONFIG, PASSWORD, all_warnings, answer, page, read_name, read_object, route
+from server.pages.page import CONFIG, PASSWORD, answer, owner_page, read_name, read_object, route
 from server.presets import NAME
 
 KEYS = web.AppKey("keys", ClientKeys)
@@ -37,7 +37,7 @@ def routes() -> list[web.RouteDef]:
 
 async def keys_page(request: web.Request) -> web.Response:
     """GET /keys"""
-    return page(
+    return owner_page(
         request,
         "keys.html",
         keys=rows_with_use(request.app),
@@ -45,8 +45,6 @@ async def keys_page(request: web.Request) -> web.Response:
         needed=request.app[PASSWORD]().needed,
         helps=list(help_rows(request.app[CONFIG])),
         none_chosen=NO_HELPS.public(),
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 

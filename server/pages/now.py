@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from server.errors import ProxyError
 from server.pages.books import RECEIPTS, newest
 from server.pages.live import progress
-from server.pages.page import ACCOUNTS, CONFIG, PASSWORD, PERSONAS, all_warnings, page
+from server.pages.page import ACCOUNTS, CONFIG, PASSWORD, PERSONAS, owner_page
 from server.pages.requests import turn
 from server.payers import Account, Choice, choose, rank, settle
 
@@ -19,7 +19,7 @@ async def start_page(request: web.Request) -> web.Response:
     now = time.time()
     accounts, under_way = request.app[ACCOUNTS].all(), request.app[RECEIPTS].under_way(now)
     payers, problem = who_pays(accounts, now, request.app[CONFIG].account_choice)
-    return page(
+    return owner_page(
         request,
         "now.html",
         payers=[payer.public(now) for payer in payers],
@@ -31,8 +31,6 @@ async def start_page(request: web.Request) -> web.Response:
         progress=progress(under_way),
         turns=[turn(receipt) for receipt in await newest(request.app, 10)],
         personas=list(request.app[PERSONAS]()),
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 

@@ -151,6 +151,11 @@ def page(request: web.Request, template: str, *, status: int = 200, **values: An
     )
 
 
+def owner_page(request: web.Request, template: str, **values: Any) -> web.Response:
+    """A page of the dashboard, with its navigation and what the owner should know now."""
+    return page(request, template, nav=True, warnings=all_warnings(request.app), **values)
+
+
 def refusal_page(request: web.Request, error: ProxyError) -> web.Response:
     """An error as a person in front of a browser reads it."""
     words = WORDS["refusal"]

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from server.errors import ProxyError
 from server.helps import NO_HELPS
 from server.pages.helps import help_rows
-from server.pages.page import CONFIG, PRESETS, all_warnings, answer, page, route
+from server.pages.page import CONFIG, PRESETS, answer, owner_page, route
 from server.presets import LARGEST, TEXTS, Persona, PersonaError, read_persona
 
 
@@ -28,14 +28,12 @@ def routes() -> list[web.RouteDef]:
 async def personas_page(request: web.Request) -> web.Response:
     """GET /personas"""
     presets = request.app[PRESETS]
-    return page(
+    return owner_page(
         request,
         "personas.html",
         personas=presets.all(),
         problems=sorted(presets.problems.items()),
         address=f"http://{request.headers[hdrs.HOST]}/v1",
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 
@@ -59,7 +57,7 @@ async def new_page(request: web.Request) -> web.Response:
 
 def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: str = "") -> web.Response:
     settings = orjson.dumps(dict(persona.settings), option=orjson.OPT_INDENT_2).decode() if persona.settings else ""
-    return page(
+    return owner_page(
         request,
         "persona.html",
         persona=persona,
@@ -71,8 +69,6 @@ def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: 
         damaged=damaged,
         problem=problem,
         room="/personas",
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from server.errors import ProxyError
 from server.pages.books import RECEIPTS, newest, one_request
-from server.pages.page import CONFIG, all_warnings, page, route
+from server.pages.page import CONFIG, owner_page, route
 from server.usage import Bodies
 
 SHOWN, MOST = 100, 1000  # rows of the list: at first, and after a click
@@ -30,13 +30,11 @@ async def requests_page(request: web.Request) -> web.Response:
     """GET /requests"""
     most = MOST if request.query.get("show") == "all" else SHOWN
     found = await newest(request.app, most + 1)
-    return page(
+    return owner_page(
         request,
         "requests.html",
         turns=[turn(receipt) for receipt in found[:most]],
         there_are_more=len(found) > most == SHOWN,
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 
@@ -47,14 +45,12 @@ async def request_page(request: web.Request) -> web.Response:
     if receipt is None:
         raise ProxyError(404, "This request is not kept any more, or there was none of this name.")
     bodies = request.app[RECEIPTS].bodies(request_id)
-    return page(
+    return owner_page(
         request,
         "request.html",
         turn=turn(receipt),
         texts=await asyncio.to_thread(compare, bodies) if bodies else None,
         texts_kept=request.app[CONFIG].keep_bodies_in_memory,
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from server.config import Config, ConfigError, parse, settings_given, show, with_value
 from server.errors import ProxyError
 from server.files import stamp, why, write_private
-from server.pages.page import CONFIG, EXAMINE, PLACES, all_warnings, answer, page, read_object, route
+from server.pages.page import CONFIG, EXAMINE, PLACES, answer, owner_page, read_object, route
 from server.secret import ending
 
 # Where credentials go, who may come in, what is written down: not for whoever sits in front of an open page.
@@ -40,15 +40,13 @@ async def settings_page(request: web.Request) -> web.Response:
         rows, problem = list(setting_rows(request.app)), ""
     except ConfigError as error:
         rows, problem = [], str(error)
-    return page(
+    return owner_page(
         request,
         "settings.html",
         settings=rows,
         problem=problem,
         file=request.app[PLACES][0],
         waiting=any(row["waiting"] for row in rows),
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 
@@ -144,7 +142,7 @@ def write_settings(places: Any, changes: dict[str, str]) -> None:
 
 async def doctor_page(request: web.Request) -> web.Response:
     """GET /doctor: it looks once the page is there."""
-    return page(request, "doctor.html", warnings=all_warnings(request.app), nav=True)
+    return owner_page(request, "doctor.html")
 
 
 async def examine(request: web.Request) -> web.Response:

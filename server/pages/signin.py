@@ -22,9 +22,9 @@ from server.pages.page import (
     OWNER,
     PORT,
     SIGNIN,
-    all_warnings,
     answer,
     moving_page,
+    owner_page,
     page,
     read_object,
     to_the_end,
@@ -53,7 +53,7 @@ async def login(request: web.Request) -> web.Response:
         raise refusal
     accounts, now = request.app[ACCOUNTS], time.time()
     rows = [account.public(now) for account in accounts.all()]
-    return page(
+    return owner_page(
         request,
         "signin.html",
         accounts=rows,
@@ -63,8 +63,6 @@ async def login(request: web.Request) -> web.Response:
         ant_profiles=[profile for profile in await asyncio.to_thread(accounts.ant_profiles) if not profile.used],
         claude_code=claude_code_offered(request.app, rows),
         lands_here=lands_here(request.app[CONFIG].oauth_redirect_uri),
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 

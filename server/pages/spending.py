@@ -12,7 +12,7 @@ from aiohttp import web
 from server.days import begins, day_of
 from server.pages import figures, plot
 from server.pages.books import BOOKS, EVER, NEVER, chats_between
-from server.pages.page import PRESETS, all_warnings, page, route
+from server.pages.page import PRESETS, owner_page, route
 from server.pages.words import WORDS
 
 PERIODS = {"7": 7, "30": 30, "90": 90, "all": 0}
@@ -35,7 +35,7 @@ async def spending_page(request: web.Request) -> web.Response:
     period, since = chosen_period(request, now)
     by_day = await books.usage(since, NEVER, "day")
     groups = [(name, await rows_by(request.app, since, name)) for name in GROUPS]
-    return page(
+    return owner_page(
         request,
         "spending.html",
         period=period,
@@ -45,8 +45,6 @@ async def spending_page(request: web.Request) -> web.Response:
         days=[told(row) for row in reversed(by_day)],
         plots=plots(by_day, since, now) if by_day else (),
         groups=[(name, rows, max((row["usd"] or 0 for row in rows), default=0)) for name, rows in groups if rows],
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 
@@ -57,7 +55,7 @@ async def chats_page(request: web.Request) -> web.Response:
     rows = [{**told(row), "personas": [told(part) for part in row["personas"]]} for row in found if "last_at" in row]
     shown = rows if request.query.get("show") == "all" else rows[:CHATS_SHOWN]
     personas = [row for row in await rows_by(request.app, since, "persona") if row["prompt"]]
-    return page(
+    return owner_page(
         request,
         "chats.html",
         period=period,
@@ -67,8 +65,6 @@ async def chats_page(request: web.Request) -> web.Response:
         personas=personas if any(row["group"] for row in personas) else (),
         most=max((row["usd"] or 0 for row in personas), default=0),
         there_are_more=len(shown) < len(rows),
-        warnings=all_warnings(request.app),
-        nav=True,
     )
 
 
