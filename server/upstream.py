@@ -1,4 +1,4 @@
-"""One attempt at Anthropic: send, stream, translate errors."""
+"""The way to Anthropic: connections kept warm, answers read piece by piece, foreign errors translated."""
 
 from __future__ import annotations
 

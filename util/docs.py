@@ -19,22 +19,9 @@ README = ROOT / "README.md"
 
 # The order of the rooms in README: the start, then the road of a request. Rooms not named here stand behind.
 ROAD = (
-    *("__main__", "serve", "app", "config", "errors", "front", "guard", "api", "clients", "request", "content"),
-    *(
-        "payers",
-        "accounts",
-        "tokens",
-        "presets",
-        "rewrite",
-        "models",
-        "relay",
-        "upstream",
-        "wire",
-        "sse",
-        "explain",
-        "retry",
-    ),
-    "usage",
+    *("__main__", "serve", "app", "config", "errors", "front", "guard"),
+    *("api", "traffic", "clients", "request", "content", "relay", "accounts", "payers", "tokens"),
+    *("presets", "rewrite", "models", "attempt", "upstream", "wire", "sse", "reply", "explain", "retry", "usage"),
 )
 
 
