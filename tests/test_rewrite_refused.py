@@ -1,6 +1,6 @@
 from server.lesson import Lesson
 from server.rewrite.refused import leave_out_refused
-from tests.steps import HELLO, asked, details, knowing, text, user
+from tests.steps import HELLO, asked, assistant, details, knowing, text, user
 
 
 def field(path):
@@ -50,3 +50,11 @@ def test_lessons_about_other_models_or_absent_fields_change_nothing():
     assert (
         leave_out_refused(asked(speed="fast"), knowing(lessons=[field("speed")], model="claude-opus-5")).changes == ()
     )
+
+
+def test_two_of_one_side_in_a_row_are_joined_where_that_was_refused():
+    request = asked(messages=[HELLO, user("Well?"), assistant("Well."), user("So?")])
+    sent = leave_out_refused(request, knowing(lessons=[Lesson("alternate", "", "", "")]))
+    assert sent.body["messages"] == [user("Hello", "Well?"), assistant("Well."), user("So?")]
+    assert details(sent) == ["Joined neighbouring messages of one side."]
+    assert leave_out_refused(request, knowing()) is request

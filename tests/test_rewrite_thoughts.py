@@ -32,6 +32,11 @@ def test_behind_a_changed_prompt_it_goes_where_models_bind_it_but_not_in_the_mid
     assert request.changes[0] == Change("add_persona", "x")
 
 
+def test_what_is_changed_alike_in_every_turn_leaves_it_where_it_is():
+    for change in ("add_system_line", "fit_fields", "fit_texts", "fit_images"):
+        assert sent(LOOP, changes=change).body["messages"] == LOOP
+
+
 def test_thinking_without_a_signature_or_in_the_wrong_place_goes_everywhere():
     unsigned = {"type": "thinking", "thinking": "Hm."}
     empty = {**THOUGHT, "signature": ""}

@@ -133,7 +133,7 @@ def test_a_forced_tool_is_asked_for_in_words_where_the_model_cannot_be_forced():
     choice = {"type": "tool", "name": "look_up", "disable_parallel_tool_use": True}
     request = sent("claude-opus-5-5", tools=[TOOL], tool_choice=choice)
     assert request.body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
-    assert request.body["messages"] == [user("Hello", "[Call the tool “look_up” in this reply.]")]
+    assert request.body["messages"] == [HELLO, user("[Call the tool “look_up” in this reply.]")]
     assert details(request) == ["Asked for the tool in words: Claude Opus 5.5 cannot be forced to call one."]
 
 

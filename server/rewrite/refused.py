@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.content import Block, text_block, untouched, with_messages
+from server.content import Block, Message, as_blocks, text_block, untouched, with_messages
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
 
 def leave_out_refused(request: ChatRequest, context: Context) -> ChatRequest:
     """Leaves out what this model refused earlier, by the words of its refusals: fields that no other step knows of, and
-    kinds of content, for which a short note stands in. They are forgotten when the table of models changes."""
+    kinds of content, for which a short note stands in; and joins messages of one side where it wants turns. All this is
+    forgotten when the table of models changes."""
     fields = [field for value in context.learned(request, "field") for field in value.split()]
     body: Any = request.body
     gone = [
@@ -32,7 +33,23 @@ def leave_out_refused(request: ChatRequest, context: Context) -> ChatRequest:
             listed = ", ".join(sorted(kinds))
             detail = f"Put a note in place of {listed}: {request.model} refused that before."
             request = request.but("leave_out_refused", detail, messages=messages)
+    if context.learned(request, "alternate"):
+        turns = joined(request.body["messages"])
+        if len(turns) < len(request.body["messages"]):
+            request = request.but("leave_out_refused", "Joined neighbouring messages of one side.", messages=turns)
     return request
+
+
+def joined(messages: list[Message]) -> list[Message]:
+    """The messages with neighbours of one role as one."""
+    turns: list[Message] = []
+    for message in messages:
+        if turns and turns[-1]["role"] == message["role"]:
+            both = [*as_blocks(turns[-1].get("content")), *as_blocks(message.get("content"))]
+            turns[-1] = {**turns[-1], "content": both}
+        else:
+            turns.append(message)
+    return turns
 
 
 def without(value: Any, path: list[str]) -> Any:

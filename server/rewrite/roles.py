@@ -38,8 +38,6 @@ def fit_roles(request: ChatRequest, context: Context) -> ChatRequest:
     placed = place_system(moved, allowed=model.system_messages) if inside else moved
     if placed != moved:
         request = request.but("fit_roles", "Sent system messages inside the chat as marked user text.", messages=placed)
-    if context.learned(request, "alternate"):
-        request = joined(request)
     if context.learned(request, "user_first") and placed[0]["role"] != "user":
         first = user_message(text_block(START))
         request = request.but(
@@ -95,16 +93,3 @@ def move_pictures(messages: list[Message], kinds: tuple[str, ...]) -> list[Messa
             waiting = []
         new.append(message)
     return [*new, user_message(*waiting)] if waiting else new
-
-
-def joined(request: ChatRequest) -> ChatRequest:
-    new: list[Message] = []
-    for message in request.body["messages"]:
-        if new and new[-1]["role"] == message["role"]:
-            both = [*as_blocks(new[-1].get("content")), *as_blocks(message.get("content"))]
-            new[-1] = {**new[-1], "content": both}
-        else:
-            new.append(message)
-    if len(new) == len(request.body["messages"]):
-        return request
-    return request.but("fit_roles", "Joined neighbouring messages of one side.", messages=new)

@@ -17,19 +17,20 @@ from server.content import (
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
-# Steps after which a chat is no longer what the model's earlier thinking was signed with.
-PREFIX_CHANGES = {"add_persona", "add_system_line", "fit_fields", "fit_roles", "fit_texts", "fit_tools", "fit_images"}
+# Steps that put something behind a chat, as a persona's reminder, which is not there any more when the thinking that
+# followed it comes back. What others change they change alike in every turn.
+PASSING_CHANGES = {"add_persona", "fit_tools"}
 
 
 def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
     """Takes earlier thinking out of the chat where it would be refused: without its signature, at the end of a message,
-    or, on models that bind it to everything before it, when the proxy added a persona or changed the chat. Thinking in
-    the middle of tool calls stays."""
+    or, on models that bind it to everything before it, when a persona's reminder stood there or calls were mended.
+    Thinking in the middle of tool calls stays."""
     model = context.model_of(request)
     messages: list[Message] = request.body["messages"]
     if model is None or not request.has(*THOUGHTS):
         return request
-    changed = any(change.name in PREFIX_CHANGES for change in request.changes)
+    changed = any(change.name in PASSING_CHANGES for change in request.changes)
     unbound = bool(context.learned(request, "thoughts")) or (model.binds_thinking and changed)
     keep_from = len(messages) if context.learned(request, "all_thoughts") else loop_start(messages) if unbound else 0
     new: list[Message] = []

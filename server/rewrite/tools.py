@@ -281,7 +281,7 @@ def fit_choice(request: ChatRequest, context: Context, model: Model) -> ChatRequ
     stuck = clash and model.thinking_off == "never"
     if not model.forced_tools or stuck:
         which = f"the tool “{choice['name']}”" if choice["type"] == "tool" else "one of your tools"
-        asked = text_block(f"[Call {which} in this reply.]")
+        asked = user_message(text_block(f"[Call {which} in this reply.]"))
         free = {key: value for key, value in choice.items() if key == "disable_parallel_tool_use"}
         detail = f"Asked for the tool in words: {model.display_name} cannot be forced to call one."
         return request.but(
@@ -316,9 +316,6 @@ def choice_of(choice: Any, names: set[str]) -> dict[str, Any] | None:
     return fitted
 
 
-def with_last_words(messages: list[Message], words: Block) -> list[Message]:
-    """The messages with a user's words behind everything."""
-    last = messages[-1]
-    if last["role"] != "user":
-        return [*messages, user_message(words)]
-    return [*messages[:-1], {**last, "content": [*as_blocks(last.get("content")), words]}]
+def with_last_words(messages: list[Message], words: Message) -> list[Message]:
+    """The messages with a user's words behind everything; a separate message, which the API joins to its neighbour."""
+    return [*messages, words]
