@@ -437,6 +437,12 @@ def test_the_fix_command_formats_and_mends(with_tools):
     assert [line for line in out.splitlines() if line.startswith("ran")] == ["ran format", "ran check --fix"]
 
 
+@pytest.mark.parametrize("command", ["test", "fix"])
+def test_who_asks_a_command_for_help_sets_nothing_off(with_tools, command):
+    _, out, _ = with_tools.start(command, "--help")
+    assert "ran" not in out
+
+
 def test_after_the_tests_a_plain_start_installs_nothing(with_tools):
     with_tools.start("fix", code=1)
     no_wheels(with_tools)

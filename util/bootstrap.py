@@ -301,7 +301,8 @@ def prepare(lock_file: Path, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    ours = {"test": test, "fix": fix}.get(arguments[0] if arguments else "")
+    asks_for_help = "-h" in arguments or "--help" in arguments  # which the server's own command line gives
+    ours = None if asks_for_help else {"test": test, "fix": fix}.get(arguments[0] if arguments else "")
     try:
         prepare(DEVELOPMENT if ours else RUNTIME, arguments)
     except OSError as error:
