@@ -171,7 +171,7 @@ class Line(NamedTuple):
 
 
 def as_dollars(usd: float) -> str:
-    return f"${usd:.2f}" if usd >= 0.095 or usd == 0 else f"{usd * 100:.1f} ct"
+    return f"${usd:.2f}" if usd >= 0.095 or usd == 0 else f"{usd * 100:.1f} ¢"
 
 
 def as_tokens(count: float) -> str:

@@ -65,7 +65,7 @@ class CacheStory:
         """The same for front ends, in the ASCII that headers take."""
         headers = {"x-cache": f"{self.outcome}; read={self.read}; written={self.written}"}
         if self.missed_because:
-            headers["x-cache-missed-because"] = self.missed_because.encode("ascii", "replace").decode()
+            headers["x-cache-missed-because"] = self.missed_because.replace("¢", "ct").encode("ascii", "replace").decode()
         return headers
 
 
@@ -103,7 +103,7 @@ def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, 
 
 def in_words(plan: Plan, cause: Cause, again: int) -> str:
     price = plan.model.price
-    cost = f", {again * price.input / 10_000:.1f} ct" if price else ""
+    cost = f", {again * price.input / 10_000:.1f} ¢" if price else ""
     return f"{cause.words}: {again:,} tokens sent again{cost}"
 
 

@@ -201,7 +201,7 @@ def test_what_is_left_and_when_it_starts_anew_is_told(clock):
         held(budgets, Limits(usd_per_day=0.001), body("x" * 1000))
     assert caught.value.status == 429
     assert caught.value.headers == {"retry-after": "43200", "x-should-retry": "false"}
-    assert "0.1 ct is left" in caught.value.message
+    assert "0.1 ¢ is left" in caught.value.message
     assert "until 00:00" in caught.value.message
     with pytest.raises(OverBudget, match="tokens for today"):
         held(budgets, Limits(tokens_per_day=100))

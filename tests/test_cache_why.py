@@ -38,7 +38,7 @@ def test_the_tokens_sent_again_and_their_price_are_told():
     bench, chat, at = warmed()
     chat.cards[0][1] += " And one more habit."
     told = bench.ask(chat.ask(), at)
-    found = re.search(r": ([\d,]+) tokens sent again, ([\d.]+) ct$", told.missed_because)
+    found = re.search(r": ([\d,]+) tokens sent again, ([\d.]+) ¢$", told.missed_because)
     again = int(found[1].replace(",", ""))
     assert again == told.again
     assert float(found[2]) == pytest.approx(again * 3 / 1e6 * 100, abs=0.06)
@@ -242,10 +242,10 @@ def test_without_a_plan_the_figures_stand_alone():
 
 
 def test_headers_and_the_log_line_say_it_in_ascii_and_in_short():
-    story = CacheStory("partial", 12_000, 400, "a text — changed: 1,200 tokens sent again, 0.4 ct", 1_200)
+    story = CacheStory("partial", 12_000, 400, "a text — changed: 1,200 tokens sent again, 0.4 ¢", 1_200)
     assert story.headers()["x-cache"] == "partial; read=12000; written=400"
     assert story.headers()["x-cache-missed-because"].isascii()
-    assert story.line() == "cache partial, 12,000 read, 400 written; a text — changed: 1,200 tokens sent again, 0.4 ct"
+    assert story.line() == "cache partial, 12,000 read, 400 written; a text — changed: 1,200 tokens sent again, 0.4 ¢"
 
 
 def test_no_reason_holds_a_word_of_the_chat():
