@@ -65,7 +65,8 @@ class CacheStory:
         """The same for front ends, in the ASCII that headers take."""
         headers = {"x-cache": f"{self.outcome}; read={self.read}; written={self.written}"}
         if self.missed_because:
-            headers["x-cache-missed-because"] = self.missed_because.replace("¢", "ct").encode("ascii", "replace").decode()
+            why = self.missed_because.replace("¢", "ct")
+            headers["x-cache-missed-because"] = why.encode("ascii", "replace").decode()
         return headers
 
 
