@@ -29,6 +29,7 @@ from server.config import CONFIG_FILE, ENV_FILE, TOP, Config
 from server.days import begins, month_of
 from server.doctor import look
 from server.errors import ProxyError
+from server.fitting import Fitting
 from server.helps import Helps
 from server.keepalive import KeepAlive, Pings, Sleep
 from server.learned import Lessons, Live
@@ -116,17 +117,21 @@ def build(
     attempts = Attempts(upstream, patience, explain=config.explain_in_chat)
     paid_by = Credential("api_key", "sk-ant-api03-practice", base_url, name="practice") if practice else None
     pings = Pings(accounts, attempts, live, receipts, budgets, practice=paid_by, clock=clock)
-    relay = Relay(
-        accounts,
-        attempts,
+    fitting = Fitting(
         live,
         lessons,
         planner,
-        personas,
+        KeepAlive(planner, pings.send, clock=clock, sleep=sleep) if planner else None,
         step_options(config),
-        Helps(**{field.name: getattr(config, field.name) for field in fields(Helps)}),
         base_url=base_url,
-        keep_alive=KeepAlive(planner, pings.send, clock=clock, sleep=sleep) if planner else None,
+        clock=clock,
+    )
+    relay = Relay(
+        accounts,
+        attempts,
+        fitting,
+        personas,
+        Helps(**{field.name: getattr(config, field.name) for field in fields(Helps)}),
         keep_bodies=config.keep_bodies_in_memory > 0,
         practice=paid_by,
         clock=clock,
@@ -195,7 +200,7 @@ def build(
         if not practice:
             upstream.warm(base_url)
         yield
-        await relay.close()
+        await fitting.close()
         await accounts.close()
         await upstream.close()
         memory.close()

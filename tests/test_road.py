@@ -9,8 +9,8 @@ import time
 import aiohttp
 import pytest
 
+from server.fitting import MOST_PLANNED
 from server.oauth import Tokens
-from server.relay import MOST_PLANNED
 from server.request import ChatRequest
 from tests.fakes import (
     ASK,

@@ -21,7 +21,8 @@ README = ROOT / "README.md"
 ROAD = (
     *("__main__", "serve", "app", "config", "errors", "front", "guard"),
     *("api", "traffic", "clients", "request", "content", "relay", "accounts", "payers", "tokens"),
-    *("presets", "rewrite", "models", "attempt", "upstream", "wire", "sse", "reply", "explain", "retry", "usage"),
+    *("fitting", "presets", "rewrite", "models", "attempt", "upstream", "wire", "sse", "reply", "explain", "retry"),
+    "usage",
 )
 
 
