@@ -178,7 +178,10 @@ def build(
         *warnings,
         *keys.warnings,
         *books.warnings,
-        *(f"presets/{name}.json {why}" for name, why in sorted(personas.problems.items())),
+        *(
+            f"presets/{name}.json {why}. That persona is switched off."
+            for name, why in sorted(personas.problems.items())
+        ),
     ]
     app[key_pages.KEYS] = keys
     app[key_pages.BUDGETS] = budgets

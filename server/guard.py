@@ -113,9 +113,10 @@ def wrong_host(rules: Rules, headers: Headers, target: str) -> ProxyError | None
         return ProxyError(400, "The address in the request line and the Host header differ.")
     if host in rules.hosts or host.lower() in rules.hosts:
         return None
+    here = next((url for name, url in rules.hosts.items() if name.startswith("localhost:")), "http://localhost")
     return ProxyError(
         403,
-        "This proxy does not answer to the name in this address. Use http://localhost, "
+        f"This proxy does not answer to the name in this address. Use {here}, "
         "or add the name to the setting allowed_hosts.",
     )
 
@@ -258,7 +259,7 @@ def error_response(error: ProxyError, request_id: str) -> web.Response:
 
 def translated(error: web.HTTPException) -> ProxyError:
     """The framework's own error in our shape."""
-    allow = error.headers.get(hdrs.ALLOW, "")
+    allow = error.headers.get(hdrs.ALLOW, "").replace(",", ", ")
     words = {
         404: "There is nothing at this address. Front ends use /v1/messages and /v1/models; the page for people is /.",
         405: f"This address takes {allow} only.",

@@ -89,10 +89,11 @@ def test_names_of_this_server_are_answered(rules, host):
         "localhost\udce4",
     ],
 )
-def test_any_other_name_is_refused_naming_the_setting(rules, host):
+def test_any_other_name_is_refused_naming_the_setting_and_the_address_that_is_ours(rules, host):
     error = guard.wrong_host(rules, headers(host=host), "/v1/messages")
     assert (error.status, error.type) == (403, "permission_error")
     assert "allowed_hosts" in error.message
+    assert f"Use http://localhost:{PORT}," in error.message
 
 
 def test_a_request_has_exactly_one_host(rules):
