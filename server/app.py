@@ -98,7 +98,7 @@ def build(
         keys.close()
         raise refusal
 
-    # Practice is played for nothing: its turns stand in no real book.
+    # Practice is played for nothing: its turns stand in no real book, and what it refuses is no real model's word.
     kept = data_dir / ("practice.sqlite" if config.practice else "state.sqlite")
     books = Books(kept, models, days=config.books_days, clock=clock)
     personas = Personas(presets)
@@ -109,7 +109,7 @@ def build(
     base_url = practice.url if practice else config.api_base_url.rstrip("/")
     accounts = accounts_of(config, base_url, clock)
     owner = Owner.at(data_dir, port, clock)
-    live, lessons = Live(models, clock=clock), Lessons(data_dir, models, clock=clock)
+    live, lessons = Live(models, clock=clock), Lessons(kept, models, clock=clock)
     journal = Journal(kept, now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if plans_cache(config) else None

@@ -20,19 +20,19 @@ MOST_KEPT = 500  # in all: far more than there are models and rules
 
 
 class Lessons:
-    """The lessons in data_dir/state.sqlite, by upstream and model.
+    """The lessons in a database of the data folder, by upstream and model.
 
     They are forgotten when the table of models changes: it may know better by then. Without a usable database they last
     until the next start.
     """
 
-    def __init__(self, data_dir: Path, models: Models, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, models: Models, *, clock: Callable[[], float] = time.time) -> None:
         self._version, self._clock = models.version, clock
         self._known: dict[str, Mapping[str, tuple[Lesson, ...]]] = {}
         self._db: sqlite3.Connection | None = None
         try:
-            private_folder(data_dir)
-            self._db = self._open(data_dir / "state.sqlite")
+            private_folder(path.parent)
+            self._db = self._open(path)
             self._read(self._db)
         except (sqlite3.Error, OSError) as error:
             log.warning("What models refuse cannot be kept over restarts: %s", error)

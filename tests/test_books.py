@@ -480,5 +480,8 @@ async def test_practice_turns_stand_in_no_real_book(tmp_path):
     async with running(tmp_path, "http://127.0.0.1:9", practice=True) as proxy:
         assert (await proxy.ask(max_tokens=1)).status == 200
         assert (await proxy.owner("GET", "/api/usage?by=day")).json["rows"][0]["requests"] == 1
+    with closing(sqlite3.connect(tmp_path / "data" / "state.sqlite")) as db:
+        tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    assert tables == [("client_keys",)], "nor is anything else of practice kept there"
     async with running(tmp_path, "http://127.0.0.1:9") as proxy:
         assert (await proxy.owner("GET", "/api/usage?by=day")).json["rows"] == []

@@ -23,7 +23,7 @@ def opened(tmp_path, models):
     made = []
 
     def open_(table=models):
-        made.append(Lessons(tmp_path / "data", table, clock=lambda: NOW))
+        made.append(Lessons(tmp_path / "data" / "state.sqlite", table, clock=lambda: NOW))
         return made[-1]
 
     yield open_
