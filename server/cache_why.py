@@ -70,9 +70,6 @@ class CacheStory:
         return headers
 
 
-OFF = CacheStory()
-
-
 def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, Any] | None = None) -> CacheStory:
     """The story of a request whose response began with this `usage`."""
     counts = Counts.of(usage)

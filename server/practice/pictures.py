@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 PIXELS_PER_TOKEN = 750
 MAX_TOKENS = 1_600  # larger images are scaled down before Claude sees them
 
