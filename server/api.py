@@ -325,9 +325,7 @@ def slow(transport: asyncio.Transport | None) -> bool:
 
 async def read_body(request: web.Request) -> bytes:
     """The body, refused by its declared length before a byte of it is read. Raises ProxyError 413."""
-    too_large = ProxyError(
-        413, "The request is larger than 32 MB. Remove pictures from the chat or lower the context size."
-    )
+    too_large = ProxyError(413, guard.TOO_LARGE)
     if request.content_length is not None and request.content_length > MAX_BODY:
         raise too_large
     try:

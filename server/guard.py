@@ -31,6 +31,7 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 SINGLE = ("x-api-key", hdrs.AUTHORIZATION, hdrs.CONTENT_TYPE)
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DAMAGED = "The body of the request is damaged: it could not be unpacked. Try again."
+TOO_LARGE = "The request is larger than 32 MB. Remove pictures from the chat or lower the context size."
 PACKED = "The body of the request is packed in a way the proxy cannot read. Send it unpacked."
 CLOSE = {"Connection": "close"}
 MAX_HEADERS = 64 * 1024  # bytes
@@ -263,7 +264,7 @@ def translated(error: web.HTTPException) -> ProxyError:
     words = {
         404: "There is nothing at this address. Front ends use /v1/messages and /v1/models; the page for people is /.",
         405: f"This address takes {allow} only.",
-        413: "The request is larger than 32 MiB, the most that Claude takes. Send a shorter chat or smaller images.",
+        413: TOO_LARGE,
         417: "The header Expect can only ask for 100-continue.",
     }
     message = words.get(error.status, f"The request was refused: {error.reason}.")
