@@ -325,7 +325,7 @@ async def test_odd_addresses_are_a_404(proxy, anthropic, path):
 async def test_the_wrong_method_on_a_page_is_a_405_too(proxy):
     reply = await proxy.send("GET", "/auth/start")
     assert (reply.status, reply.headers["Allow"]) == (405, "POST")
-    assert (await proxy.send("PUT", "/api/accounts/acc_1")).headers["Allow"] == "DELETE,PATCH"
+    assert (await proxy.send("PUT", "/api/accounts/acc_1")).headers["Allow"] == "DELETE, PATCH"
     assert (await proxy.send("GET", "/auth/nothing")).status == 404
 
 
