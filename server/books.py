@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from server.budget import NOTICE
 from server.chats import DIGEST, KEPT, Chat
+from server.database import opened, set_database_aside
 from server.days import begins, day_of, rfc3339
 from server.errors import ProxyError
-from server.files import set_aside_database
 from server.models import Models
 from server.usage import Receipt, price, token_counts, told, unplanned
 
@@ -311,13 +311,8 @@ class Books:
 
     def _connected(self) -> sqlite3.Connection:
         if self._db is None:
-            self._path.touch(mode=0o600)
-            db = sqlite3.connect(self._path, timeout=5, isolation_level=None)
+            db = opened(self._path, *TABLES, durable=False)
             try:
-                db.execute("PRAGMA journal_mode=WAL")
-                db.execute("PRAGMA synchronous=NORMAL")
-                for table in TABLES:
-                    db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
                 for index in INDEXES:
                     db.execute(f"CREATE INDEX IF NOT EXISTS {index}")
                 for table in ("book_requests", "book_days", "book_chats", "book_notices"):
@@ -336,7 +331,7 @@ class Books:
             except sqlite3.OperationalError:
                 raise  # locked, or the disk is full: it is not the file that is bad
             except sqlite3.DatabaseError as error:
-                aside = set_aside_database(self._path, self._clock())
+                aside = set_database_aside(self._path, self._clock())
                 self._damage = (
                     f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys. "
                     "The books begin anew."

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from server.database import opened
 from server.prefix import DIGEST, Entry, Prompt, chained, keyed, placed
 from server.rewrite.cache_plan import LOOKAHEAD, Lifetime
 
@@ -131,12 +132,7 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         if self._db is None:
-            self._path.touch(mode=0o600)
-            self._db = sqlite3.connect(self._path, timeout=5, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            for table in self.TABLES:
-                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            self._db = opened(self._path, *self.TABLES, durable=False)
         return self._db
 
     def _read(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:

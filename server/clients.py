@@ -15,9 +15,10 @@ from typing import Any
 import orjson
 
 from server.budget import NO_LIMITS, Limits
+from server.database import opened, set_database_aside
 from server.days import rfc3339
 from server.errors import ProxyError
-from server.files import set_aside_database, write_private
+from server.files import write_private
 from server.helps import NO_HELPS, Helps
 from server.models import Models
 from server.secret import presented
@@ -97,6 +98,13 @@ def required(setting: str, any_key: bool, beyond_loopback: bool) -> bool:
     return setting == "true" or (setting == "auto" and any_key) or beyond_loopback
 
 
+TABLE = (
+    "client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, ends_with TEXT NOT NULL, digest BLOB NOT NULL UNIQUE,"
+    " created_at REAL NOT NULL, last_used_at REAL, own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL,"
+    " personas TEXT NOT NULL, helps TEXT NOT NULL)"
+)
+
+
 class ClientKeys:
     """The client keys in data_dir/state.sqlite. `require` is the setting require_client_key."""
 
@@ -119,32 +127,22 @@ class ClientKeys:
         except sqlite3.OperationalError:
             raise  # full, locked or not ours to write: nothing is wrong with what is in it
         except sqlite3.DatabaseError as error:
-            aside = set_aside_database(path, clock())
+            aside = set_database_aside(path, clock())
             self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
             log.warning("%s", self.warnings[0])
             self._db = self._open(path)
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=10, isolation_level=None)
+        db = opened(path, TABLE, patience=10.0)
         try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("BEGIN IMMEDIATE")  # two first starts at once: one after the other
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS client_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL,"
-                " ends_with TEXT NOT NULL, digest BLOB NOT NULL UNIQUE, created_at REAL NOT NULL, last_used_at REAL,"
-                " own INTEGER NOT NULL, limits TEXT NOT NULL, models TEXT NOT NULL, personas TEXT NOT NULL,"
-                " helps TEXT NOT NULL)"
-            )
-            database.execute("COMMIT")
-            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise sqlite3.DatabaseError("its pages do not fit together")
-            database.execute("PRAGMA busy_timeout=500")  # from now on whoever waits for it holds up every request
-        except sqlite3.DatabaseError:
-            database.close()
+            db.execute("PRAGMA busy_timeout=500")  # from now on whoever waits for it holds up every request
+        except sqlite3.Error:
+            db.close()
             raise
-        return database
+        return db
 
     def close(self) -> None:
         self._db.close()

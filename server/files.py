@@ -166,15 +166,6 @@ def set_aside(path: Path, now: float) -> Path:
     return aside
 
 
-def set_aside_database(path: Path, now: float) -> Path:
-    """The same for an SQLite database: its write-ahead log goes with it, or it would be played into the next one."""
-    aside = set_aside(path, now)
-    for end in ("-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            os.rename(path.with_name(path.name + end), aside.with_name(aside.name + end))
-    return aside
-
-
 def sweep(path: Path) -> None:
     """Remove what a killed writer of this file left behind. Only for who holds the file's lock."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):

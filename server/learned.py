@@ -10,12 +10,17 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+from server.database import opened
 from server.files import private_folder
 from server.lesson import Lesson, with_lessons
 from server.models import Model, Models, day, overlay
 
 log = logging.getLogger(__name__)
 
+TABLE = (
+    "lessons (upstream TEXT, model TEXT, rule TEXT, value TEXT NOT NULL, refused TEXT NOT NULL, did TEXT NOT NULL,"
+    " version TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (upstream, model, rule))"
+)
 MOST_KEPT = 500  # in all: far more than there are models and rules
 
 
@@ -32,7 +37,7 @@ class Lessons:
         self._db: sqlite3.Connection | None = None
         try:
             private_folder(path.parent)
-            self._db = self._open(path)
+            self._db = opened(path, TABLE)
             self._read(self._db)
         except (sqlite3.Error, OSError) as error:
             log.warning("What models refuse cannot be kept over restarts: %s", error)
@@ -64,21 +69,6 @@ class Lessons:
         if self._db is not None:
             self._db.close()
             self._db = None
-
-    def _open(self, path: Path) -> sqlite3.Connection:
-        path.touch(mode=0o600)
-        database = sqlite3.connect(path, timeout=5, isolation_level=None)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS lessons (upstream TEXT, model TEXT, rule TEXT, value TEXT NOT NULL,"
-                " refused TEXT NOT NULL, did TEXT NOT NULL, version TEXT NOT NULL, at REAL NOT NULL,"
-                " PRIMARY KEY (upstream, model, rule))"
-            )
-        except sqlite3.Error:
-            database.close()
-            raise
-        return database
 
     def _read(self, database: sqlite3.Connection) -> None:
         database.execute("DELETE FROM lessons WHERE version != ?", (self._version,))

@@ -14,9 +14,9 @@ import pytest
 
 from server.books import TOGETHER, Books, Row
 from server.chats import Chats
+from server.database import set_database_aside
 from server.days import begins, day_of, next_day, next_month, read_moment
 from server.errors import ProxyError
-from server.files import set_aside_database
 from server.models import Models
 from server.request import Change
 from server.usage import Receipt
@@ -233,7 +233,7 @@ async def test_a_damaged_database_is_set_aside_with_a_message(open_books, tmp_pa
 def test_a_database_is_set_aside_with_its_log(tmp_path):
     for end in ("", "-wal", "-shm"):
         (tmp_path / f"state.sqlite{end}").write_bytes(b"x")
-    aside = set_aside_database(tmp_path / "state.sqlite", NOON)
+    aside = set_database_aside(tmp_path / "state.sqlite", NOON)
     assert {path.name for path in tmp_path.iterdir()} == {f"{aside.name}{end}" for end in ("", "-wal", "-shm")}
 
 
