@@ -14,7 +14,6 @@ import pytest
 
 from server.books import TOGETHER, Books, Row
 from server.chats import Chats
-from server.database import set_database_aside
 from server.days import begins, day_of, next_day, next_month, read_moment
 from server.errors import ProxyError
 from server.models import Models
@@ -228,13 +227,6 @@ async def test_a_damaged_database_is_set_aside_with_a_message(open_books, tmp_pa
     books.add(receipt())
     assert len(await books.requests(10)) == 1
     assert any(path.read_bytes().startswith(b"not a database") for path in tmp_path.glob("*.corrupt.*"))
-
-
-def test_a_database_is_set_aside_with_its_log(tmp_path):
-    for end in ("", "-wal", "-shm"):
-        (tmp_path / f"state.sqlite{end}").write_bytes(b"x")
-    aside = set_database_aside(tmp_path / "state.sqlite", NOON)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{aside.name}{end}" for end in ("", "-wal", "-shm")}
 
 
 async def test_rows_wait_while_nothing_can_be_written_and_are_entered_later(open_books, tmp_path):
