@@ -51,6 +51,7 @@ def test_tools_in_order_pass_as_they_are():
             [{"name": "x", "input_schema": {"oneOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}}],
             [{"name": "x", "input_schema": {"type": "object", "properties": {"a": {}, "b": {}}}}],
         ),
+        ([{"name": "x", "input_schema": {**SCHEMA, "anyOf": 7}}], [{"name": "x", "input_schema": SCHEMA}]),
     ],
 )
 def test_tools_are_mended(given, kept):

@@ -101,7 +101,8 @@ def definition(tool: dict[str, Any]) -> dict[str, Any] | None:
 
 def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema as the API takes it: an object's, without alternatives at its top; their properties stay."""
-    branches = [branch for key in ALTERNATIVES for branch in schema.get(key) or () if isinstance(branch, dict)]
+    listed = [schema[key] for key in ALTERNATIVES if isinstance(schema.get(key), list)]
+    branches = [branch for one in listed for branch in one if isinstance(branch, dict)]
     told = [branch["properties"] for branch in (*branches, schema) if isinstance(branch.get("properties"), dict)]
     schema = {key: value for key, value in schema.items() if key not in ALTERNATIVES}
     if branches and told:
