@@ -86,7 +86,7 @@ class Plan:
     learned: Learned = NOTHING_LEARNED
     lapsed: Lapsed | None = None
     parted: bool = False  # the request before it left a living entry that goes further than they agree
-    waited_for: int = 0  # blocks it shares with a request whose answer had not begun
+    waited_for: int = 0  # blocks it shares with a request whose answer had not begun when it was made
     off: str = ""
 
     @property
@@ -141,7 +141,9 @@ def draft(
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
     over = related[-1].over if related else 0.0
     marks = {} if off else plan_marks(prompt, live, seen(related, prompt), terms, over)
-    dead = [Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in known.items() if i not in live]
+    dead = [
+        Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in known.items() if i not in live and one.since <= now
+    ]
     last = related[-1].prompt if related else prompt
     agreed = prompt.shared(last)
     plan = Plan(
@@ -157,6 +159,7 @@ def draft(
         learned=learned,
         lapsed=max(dead, default=None),
         parted=agreed < len(last) and any(i >= agreed for i in alive(memory.known(last), now)),
+        waited_for=max((i + 1 for i, one in known.items() if one.since > now), default=0),
         off=off,
     )
     body = with_marks(helped.body, {prompt.places[i]: mark_of(lifetime) for i, lifetime in marks.items()})

@@ -142,7 +142,7 @@ def find_cause(plan: Plan, counts: Counts, again: int) -> Cause:
         return Cause("pause", f"last used {span(plan.at - plan.lapsed.used_at)} ago, and run out")
     if last.size[-1] * counts.prompt / prompt.size[-1] < plan.terms.minimum:
         return Cause("short", "the chat has only just become long enough to be cached")
-    return Cause("unwritten", "the chat had changed too much to be worth storing")
+    return Cause("unwritten", "the request before was not stored, as it did not seem likely enough to come back")
 
 
 def switch(prompt: Prompt, last: Prompt) -> Cause | None:

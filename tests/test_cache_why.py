@@ -200,6 +200,19 @@ def test_a_parallel_request():
     assert tell(second, usage).missed_because.startswith("another request with the same beginning was still waiting")
 
 
+def test_a_request_made_before_the_answer_to_another_began_could_not_read_it():
+    bench, chat = Bench(), Chat(seed=1, earlier=30)
+    chat.say()
+    bench.ask(chat.ask(quiet="Sum up."), 0.0)
+    chat.reply()
+    chat.say()
+    bench.ask(chat.ask(), 400.0)
+    _, second = bench.plan(chat.ask(), 400.0)
+    n = second.forecast.plain + second.forecast.write_5m + second.forecast.write_1h
+    usage = {"input_tokens": 0, "cache_creation_input_tokens": n, "cache_read_input_tokens": 0}
+    assert tell(second, usage).missed_because.startswith("another request with the same beginning was still waiting")
+
+
 def test_an_upstream_that_lost_what_it_had():
     bench, chat, at = warmed()
     bench.upstreams["w"].entries.clear()
@@ -214,7 +227,7 @@ def test_a_chat_not_worth_storing():
         body = chat.ask()
         bench.ask(body, turn * 60.0)
         chat.reply()
-    assert bench.ask(body, 360.0).missed_because.startswith("the chat had changed too much to be worth storing")
+    assert bench.ask(body, 360.0).missed_because.startswith("the request before was not stored")
 
 
 def test_the_upstreams_own_reason_goes_first_where_it_says_something_else():
