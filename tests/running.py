@@ -21,9 +21,12 @@ from server.front import Limits, Runner
 from server.keepalive import Sleep
 from server.pages import page
 from server.presets import Personas
+from server.serve import fastest_loop
 from server.start import listen
 from server.upstream import Patience
 from tests.fakes import ASK, KEY
+
+AS_RUN = "asyncio", {"use_uvloop": fastest_loop() is not None}  # the loop the program runs on, as anyio's backend
 
 
 @dataclass

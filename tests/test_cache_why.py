@@ -186,31 +186,37 @@ def test_a_chat_that_has_just_become_long_enough():
     assert told.missed_because.startswith("the chat has only just become long enough to be cached")
 
 
-def test_a_parallel_request():
+def after_a_pause():
+    """A chat whose next turn finds nothing in the cache."""
     bench, chat = Bench(), Chat(seed=1, earlier=30)
     chat.say()
     bench.ask(chat.ask(quiet="Sum up."), 0.0)
     chat.reply()
     chat.say()
+    return bench, chat
+
+
+def told_to_have_waited(plan):
+    """Whether all of it had to be written, because the answer to another request had not begun."""
+    n = plan.forecast.plain + plan.forecast.write_5m + plan.forecast.write_1h
+    usage = {"input_tokens": 0, "cache_creation_input_tokens": n, "cache_read_input_tokens": 0}
+    why = tell(plan, usage).missed_because
+    return why.startswith("another request with the same beginning was still waiting")
+
+
+def test_a_parallel_request():
+    bench, chat = after_a_pause()
     _, first = bench.plan(chat.ask(), 400.0)
     _, second = bench.plan(chat.ask(), 400.5)
-    n = second.forecast.plain + second.forecast.write_5m + second.forecast.write_1h
-    usage = {"input_tokens": 0, "cache_creation_input_tokens": n, "cache_read_input_tokens": 0}
     assert first.waited_for == 0
-    assert tell(second, usage).missed_because.startswith("another request with the same beginning was still waiting")
+    assert told_to_have_waited(second)
 
 
 def test_a_request_made_before_the_answer_to_another_began_could_not_read_it():
-    bench, chat = Bench(), Chat(seed=1, earlier=30)
-    chat.say()
-    bench.ask(chat.ask(quiet="Sum up."), 0.0)
-    chat.reply()
-    chat.say()
+    bench, chat = after_a_pause()
     bench.ask(chat.ask(), 400.0)
     _, second = bench.plan(chat.ask(), 400.0)
-    n = second.forecast.plain + second.forecast.write_5m + second.forecast.write_1h
-    usage = {"input_tokens": 0, "cache_creation_input_tokens": n, "cache_read_input_tokens": 0}
-    assert tell(second, usage).missed_because.startswith("another request with the same beginning was still waiting")
+    assert told_to_have_waited(second)
 
 
 def test_an_upstream_that_lost_what_it_had():

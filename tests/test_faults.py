@@ -15,7 +15,6 @@ import pytest
 from aiohttp import web
 
 from server.errors import type_of
-from server.serve import fastest_loop
 from server.sse import PING
 from server.upstream import Patience
 from tests.fakes import (
@@ -36,7 +35,7 @@ from tests.fakes import (
     stream,
 )
 from tests.raw_http import answer_to, connected, request, send
-from tests.running import running
+from tests.running import AS_RUN, running
 from tests.soak import AT_ONCE, FIRST, cut_short, echo, play
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +46,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def anyio_backend():
-    return "asyncio", {"use_uvloop": fastest_loop() is not None}
+    return AS_RUN
 
 
 def reset(writer):

@@ -18,7 +18,6 @@ import pytest
 
 from server.front import Limits
 from server.models import Models
-from server.serve import fastest_loop
 from tests.fakes import (
     KEY,
     PATIENCE,
@@ -33,7 +32,7 @@ from tests.fakes import (
     stream,
 )
 from tests.raw_http import CHAT, answer_to, connected, one_answer, request, send
-from tests.running import running
+from tests.running import AS_RUN, running
 from tests.shapes import shapes
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +52,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def anyio_backend():
-    return "asyncio", {"use_uvloop": fastest_loop() is not None}
+    return AS_RUN
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import psutil
 import pytest
 
 from server.front import Limits
-from server.serve import fastest_loop
 from tests.fakes import ASK, KEY, fake_anthropic
 from tests.fakes import plain as whole
 from tests.raw_http import CHAT, PATIENCE, answer_to, connected, is_closed, one_answer, request, send
-from tests.running import running
+from tests.running import AS_RUN, running
 
 pytestmark = pytest.mark.anyio
 CHUNKED = "Transfer-Encoding: chunked"
@@ -26,7 +25,7 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def anyio_backend():
     """The loop the program runs on, one for the module: the proxy below serves all of its tests."""
-    return "asyncio", {"use_uvloop": fastest_loop() is not None}
+    return AS_RUN
 
 
 @pytest.fixture(scope="module")

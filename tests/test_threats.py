@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from server.serve import fastest_loop
 from tests.fakes import (
     ASK,
     KEY,
@@ -21,7 +20,7 @@ from tests.fakes import (
     stream,
 )
 from tests.raw_http import answer_to, request
-from tests.running import running
+from tests.running import AS_RUN, running
 
 pytestmark = pytest.mark.anyio
 OWN = "sk-ant-api03-the-owners-own-key-0002"
@@ -29,7 +28,7 @@ OWN = "sk-ant-api03-the-owners-own-key-0002"
 
 @pytest.fixture
 def anyio_backend():
-    return "asyncio", {"use_uvloop": fastest_loop() is not None}
+    return AS_RUN
 
 
 async def add_account(proxy, key=OWN, **more):
