@@ -75,7 +75,7 @@ class Attempts:
                 kept = isinstance(outcome, Reply)
                 return outcome
             raw = await answer.read_all(self._patience.idle)
-            value = json_object(raw, answer)
+            value = json_object(raw, answer, credential)
             if value.get("type") == "error" and isinstance(value.get("error"), dict):
                 return refusal_event(value["error"], answer.headers, credential)
             if not sent.counting:
@@ -133,7 +133,7 @@ class Attempts:
             answer = await self._upstream.send("POST", credential.base_url, COUNT_TOKENS, headers, as_json(sent.body))
             try:
                 raw = await answer.read_all(self._patience.idle)
-                counted = json_object(raw, answer).get("input_tokens") if answer.status == 200 else None
+                counted = json_object(raw, answer, credential).get("input_tokens") if answer.status == 200 else None
             finally:
                 answer.close()
         except UpstreamFailed:
@@ -219,7 +219,7 @@ def passed_back(headers: Mapping[str, str]) -> dict[str, str]:
 def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], paid: Credential) -> Refusal:
     """An upstream's error answer, also when it is not in the API's shape. Clients read it: the credential is struck."""
     low = {key.lower(): value for key, value in headers.items()}
-    raw = struck(raw.decode("utf-8", "replace"), paid.secret).encode()
+    raw = without_credential(raw, paid)
     try:
         body = orjson.loads(raw)
         error = body["error"]
@@ -239,14 +239,19 @@ def refusal_event(error: Mapping[str, Any], headers: Mapping[str, str], paid: Cr
     return Refusal(STATUS_OF.get(type_, 500), type_, words, "", {k.lower(): v for k, v in headers.items()}, paid.kind)
 
 
-def json_object(raw: bytes, answer: Answer) -> dict[str, Any]:
+def without_credential(raw: bytes, paid: Credential) -> bytes:
+    """An upstream's answer as clients may read it."""
+    return struck(raw.decode("utf-8", "replace"), paid.secret).encode()
+
+
+def json_object(raw: bytes, answer: Answer, paid: Credential) -> dict[str, Any]:
     """A plain reply's body. Raises UpstreamFailed 502 when it is no JSON object."""
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         value = None
     if not isinstance(value, dict):
-        came = what_came(raw, answer.headers.get("content-type", ""))
+        came = what_came(without_credential(raw, paid), answer.headers.get("content-type", ""))
         raise UpstreamFailed(
             502, f"The upstream answered with {came} instead of a reply. Check api_base_url, or try again."
         )

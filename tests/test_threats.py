@@ -152,8 +152,9 @@ async def test_a_client_key_learns_nothing_of_the_owners(proxy, anthropic):
         plain(f"<p>No such key: {OWN}</p>".encode(), 404, "text/html"),
         stream(b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"%s?"}}\n\n' % OWN.encode()),
         plain({"type": "error", "error": {"type": "not_found_error", "message": f"{OWN}?"}}),
+        plain(f"No such key: {OWN}".encode(), 200, "text/plain"),
     ],
-    ids=["an error", "a page", "a first event", "an error with a 200"],
+    ids=["an error", "a page", "a first event", "an error with a 200", "no JSON with a 200"],
 )
 async def test_an_upstream_that_repeats_the_key_shows_a_guest_its_end_alone(proxy, anthropic, answer):
     await add_account(proxy)
