@@ -22,6 +22,18 @@ COMMANDS = {
 RUN = "run.bat" if os.name == "nt" else "./run.sh"
 
 
+def run() -> int:
+    """`main`, which ends quietly where whoever reads its words goes away, as `head` does."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written at the end
+        return 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 fine, 1 refused or failed, 2 a command that does not exist."""
     command = read_command(arguments)
@@ -62,4 +74,4 @@ def read_command(arguments: Sequence[str] | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

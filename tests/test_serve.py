@@ -283,6 +283,28 @@ def test_help_lists_every_command():
         assert command in said
 
 
+@pytest.mark.parametrize("command", ["doctor", "--help", "--version", "open"])
+def test_a_command_whose_reader_has_gone_ends_quietly(environ, command):
+    """As in `./run.sh doctor | head -3`."""
+    with ExitStack() as stack:
+        if command == "open":
+            stack.enter_context(Process(environ)).wait_for("To stop:")
+        reader, writer = os.pipe()
+        os.close(reader)
+        ended = subprocess.run(
+            [sys.executable, "-m", "server", command],
+            cwd=TOP,
+            env={**environ, "BROWSER": "true"},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+        os.close(writer)
+    assert ended.stderr == b""
+    assert ended.returncode == 1
+
+
 def test_doctor_finds_nothing_wrong_on_a_good_machine(environ):
     status, said = run(environ, "doctor")
     assert status == 0, said
