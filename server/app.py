@@ -138,8 +138,9 @@ def build(
     )
     recorder = TraceRecorder(data_dir / "traces") if config.record_trace else None
     if recorder:
-        warnings = [*warnings, recorder.warning]
-        log.warning("%s", recorder.warning)
+        warnings.append(recorder.warning)
+    for sentence in (*owner.warnings, *warnings):
+        log.warning("%s", sentence)
     traffic = Traffic()
     chats = Chats(owner.admin_token.encode(), books.chats())
     doors = Doors(
@@ -180,7 +181,7 @@ def build(
         *books.warnings,
         *(
             f"presets/{name}.json {why}. That persona is switched off."
-            for name, why in sorted(personas.problems.items())
+            for name, why in sorted(app[page.PRESETS].problems.items())
         ),
     ]
     app[key_pages.KEYS] = keys

@@ -134,8 +134,6 @@ def greet(screen: Lines, config: Config, parts: Parts, port: int) -> None:
     screen.add()
     screen.add("  To stop: press Ctrl+C in this window, or close it.")
     screen.add()
-    for warning in parts.accounts.warnings:
-        log.warning("%s", warning)
     if config.auto_open_browser and not signed_in:
         open_in_browser(f"{here}/auth/login?token={parts.owner.new_link_token()}")
 

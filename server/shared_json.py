@@ -98,13 +98,12 @@ class SharedJson:
             if self._ours and mend:
                 await self._mend(str(error))
             if not self._ours:
-                self.unreadable = f"{self.path} {error}"
+                self._cannot_read(f"{self.path} {error}")
         except OSError as error:
-            words = f"{self.path} cannot be read: {why(error)}. Make it readable for your user again."
-            if words != self.unreadable:
-                logger.warning(words)
-            self.unreadable = words
+            self._cannot_read(f"{self.path} cannot be read: {why(error)}. Make it readable for your user again.")
         else:
+            if closed and closed != self.closed:
+                logger.warning(closed)
             self.closed, self.unreadable, self._owed = closed, "", False
             self._take(found, stamp)
             if self._ours:
@@ -164,8 +163,13 @@ class SharedJson:
     def _apply(self) -> None:
         self.document = document_after(self._edits, self._disk)
 
+    def _cannot_read(self, words: str) -> None:
+        if words != self.unreadable:
+            logger.warning(words)
+        self.unreadable = words
+
     def _fail(self, reason: str) -> None:
-        if reason != self.unsaved:
+        if reason not in (self.unsaved, self.closed, self.unreadable):  # those have been told
             logger.warning("%s could not be saved: %s. Trying again.", self.path, reason)
         self.unsaved = reason
 

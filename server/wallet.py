@@ -103,9 +103,9 @@ class Wallet:
             await self._file.look()
         if self._folder.is_dir() and not os.access(self._folder, os.W_OK):
             self._notes.append(f"{self._folder} cannot be written, so sign-ins are lost when the proxy stops.")
-        for sentence in self._notes:
-            logger.warning(sentence)
         await self.look()
+        for sentence in (*self._notes, *self._unfit):
+            logger.warning(sentence)
         self._keeper = asyncio.create_task(self._keep_looking())
 
     async def close(self) -> None:
@@ -128,8 +128,14 @@ class Wallet:
         found += [
             f"{file.path} could not be saved: {file.unsaved}. It is tried again until it works."
             for file in self._all_files()
-            if file.unsaved and not file.unreadable
+            if file.unsaved and not file.unreadable and not file.closed
         ]
+        return [*found, *self._unfit]
+
+    @property
+    def _unfit(self) -> list[str]:
+        """What is stored and cannot pay."""
+        found = []
         if unusable := sum(not is_usable(entry) for entry in all_entries(self._file.document)):
             found.append(f"tokens.json holds {unusable} account(s) that cannot be read; they are left as they are.")
         logins = [login.home.read() for login in self._logins.values()]

@@ -113,6 +113,28 @@ def test_the_start_says_what_to_type_where_and_warns_of_nothing(environ):
         assert process.end() == 0
 
 
+def warnings_in(said):
+    return [line.partition("WARNING ")[2] for line in said.splitlines() if "WARNING " in line]
+
+
+def test_the_start_tells_each_thing_that_is_wrong_once(environ, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    for name in ("admin_token", "state.sqlite", "tokens.json"):
+        (data / name).write_text("{ broken")
+    settings = {**environ, "PROXY_PRACTICE": "false", "PROXY_RECORD_TRACE": "true"}
+    told = "data could be read", "admin_token holds no", "state.sqlite was", "tokens.json is not", "record_trace is on"
+    for more in (told, ("record_trace is on", "tokens.json was written by a newer Tavern Proxy")):
+        with Process(settings) as process:
+            process.wait_for("To stop:").signal(signal.SIGTERM)
+            assert process.end() == 0
+            warned = warnings_in(process.said)
+        assert len(warned) == len(more), process.said
+        assert all(any(words in warning for warning in warned) for words in more)
+        (data / "tokens.json").write_text('{"version": 99}')
+        (data / "tokens.json").chmod(0o600)
+
+
 def there_is(address):
     """Whether this computer has that IPv6 address; many containers have none."""
     try:

@@ -179,7 +179,8 @@ def moving_page(request: web.Request, title: str, message: str, to: str) -> web.
 
 
 def all_warnings(app: web.Application) -> list[str]:
-    return [*app[OWNER].warnings, *app[ACCOUNTS].warnings, *app[WARNINGS]()]
+    """Each once: the data folder, for one, is looked at by several."""
+    return list(dict.fromkeys([*app[OWNER].warnings, *app[ACCOUNTS].warnings, *app[WARNINGS]()]))
 
 
 def answer(data: Any, status: int = 200) -> web.Response:

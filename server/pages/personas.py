@@ -32,7 +32,7 @@ async def personas_page(request: web.Request) -> web.Response:
         request,
         "personas.html",
         personas=presets.all(),
-        problems=sorted(presets.problems.items()),
+        damaged=sorted(presets.problems),
         address=f"http://{request.headers[hdrs.HOST]}/v1",
     )
 
@@ -46,8 +46,8 @@ async def persona_page(request: web.Request) -> web.Response:
         raise ProxyError(404, "There is no persona of this name, or its file is empty.")
     try:
         return form(request, read_persona(name, text))
-    except PersonaError as error:
-        return form(request, Persona(name), damaged=text, problem=str(error))
+    except PersonaError:
+        return form(request, Persona(name), damaged=text)
 
 
 async def new_page(request: web.Request) -> web.Response:
@@ -55,7 +55,7 @@ async def new_page(request: web.Request) -> web.Response:
     return form(request, Persona(""))
 
 
-def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: str = "") -> web.Response:
+def form(request: web.Request, persona: Persona, *, damaged: str = "") -> web.Response:
     settings = orjson.dumps(dict(persona.settings), option=orjson.OPT_INDENT_2).decode() if persona.settings else ""
     return owner_page(
         request,
@@ -67,7 +67,6 @@ def form(request: web.Request, persona: Persona, *, damaged: str = "", problem: 
         chosen=persona.helps.public(),
         any_chosen=persona.helps != NO_HELPS,
         damaged=damaged,
-        problem=problem,
         room="/personas",
     )
 
