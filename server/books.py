@@ -332,10 +332,7 @@ class Books:
                 raise  # locked, or the disk is full: it is not the file that is bad
             except sqlite3.DatabaseError as error:
                 aside = set_database_aside(self._path, self._clock())
-                self._damage = (
-                    f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys. "
-                    "The books begin anew."
-                )
+                self._damage = f"{self._path.name} was damaged ({error}) and is now {aside.name}. The books begin anew."
                 log.warning("%s", self._damage)
                 self._connected()
         except (sqlite3.Error, OSError) as error:

@@ -18,7 +18,7 @@ from server.budget import NO_LIMITS, Limits
 from server.database import opened, set_database_aside
 from server.days import rfc3339
 from server.errors import ProxyError
-from server.files import write_private
+from server.files import PRIVATE_FILE, why, write_private
 from server.helps import NO_HELPS, Helps
 from server.models import Models
 from server.secret import presented
@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 
 PREFIX = "tavern-"
 COLUMNS = "id, name, own, limits, models, personas, helps"  # those that make a Client
+THERE_ARE_KEYS = "client_keys_in_use"  # an empty file beside the database, as long as there are keys
+KEYS_LOST = (
+    "The client keys are gone with state.sqlite. Front ends are refused until you make new ones on the page Keys "
+    "(or set require_client_key=false)."
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,10 @@ TABLE = (
 
 
 class ClientKeys:
-    """The client keys in data_dir/state.sqlite. `require` is the setting require_client_key."""
+    """The client keys in data_dir/state.sqlite. `require` is the setting require_client_key.
+
+    Where keys were in use and their database is lost, one is still asked for: nobody gets in by that.
+    """
 
     def __init__(
         self,
@@ -117,20 +125,30 @@ class ClientKeys:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._require, self._beyond_loopback, self._clock = require, beyond_loopback, clock
-        self._first_key_file = data_dir / "first_client_key"
+        self._first_key_file, self._there_are_keys = data_dir / "first_client_key", data_dir / THERE_ARE_KEYS
         self._any, self._asked = True, (-1, 0)
         self._noted: dict[str, float] = {}  # by key: when its last use was noted last
         path = data_dir / "state.sqlite"
-        self.warnings: list[str] = []
+        self._damage = ""
         try:
+            if (data_dir / "admin_token").exists() and not (path.exists() and path.stat().st_size):
+                self._damage = "state.sqlite is gone or empty. The books begin anew."
             self._db = self._open(path)
         except sqlite3.OperationalError:
             raise  # full, locked or not ours to write: nothing is wrong with what is in it
         except sqlite3.DatabaseError as error:
             aside = set_database_aside(path, clock())
-            self.warnings.append(f"state.sqlite was damaged ({error}) and is now {aside.name}: make new client keys.")
-            log.warning("%s", self.warnings[0])
+            self._damage = f"state.sqlite was damaged ({error}) and is now {aside.name}. The books begin anew."
             self._db = self._open(path)
+        self._lost = self._there_are_keys.exists() and not self.any()
+        self._note_whether_any()
+        for sentence in self.warnings:
+            log.warning("%s", sentence)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the owner should know now."""
+        return [words for words in (self._damage, self._lost and self.needed and KEYS_LOST) if words]
 
     def _open(self, path: Path) -> sqlite3.Connection:
         db = opened(path, TABLE, patience=10.0)
@@ -182,7 +200,7 @@ class ClientKeys:
     @property
     def needed(self) -> bool:
         """Whether front ends must bring a key."""
-        return required(self._require, self.any(), self._beyond_loopback)
+        return required(self._require, self._lost or self.any(), self._beyond_loopback)
 
     def make(self, name: str, *, own: bool = False, **may_use: Any) -> tuple[dict[str, Any], str]:
         """A new key: its row, and the key itself, shown this once. `own`: for the owner's own front ends; `may_use`:
@@ -194,6 +212,8 @@ class ClientKeys:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*as_row(client), key[-4:], digest(key), self._clock()),
         )
+        self._lost = False
+        self._note_whether_any()
         return self.row(client.key_id), key
 
     def rows(self) -> list[dict[str, Any]]:
@@ -236,7 +256,18 @@ class ClientKeys:
         return self.row(key_id)
 
     def revoke(self, key_id: str) -> bool:
-        return self._change("DELETE FROM client_keys WHERE id = ?", (key_id,)).rowcount > 0
+        found = self._change("DELETE FROM client_keys WHERE id = ?", (key_id,)).rowcount > 0
+        self._note_whether_any()
+        return found
+
+    def _note_whether_any(self) -> None:
+        try:
+            if self.any():
+                self._there_are_keys.touch(mode=PRIVATE_FILE)
+            elif not self._lost:
+                self._there_are_keys.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be changed: %s", self._there_are_keys, why(error))
 
     def _change(self, statement: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
         """Raises ProxyError 503 when the disk does not take it."""
@@ -287,6 +318,8 @@ class ClientKeys:
             return client
         if not self.needed:
             return OWNER
+        if self._lost:
+            raise ProxyError(401, "This proxy has lost its client keys. Its owner can make new ones on the page Keys.")
         raise ProxyError(
             401,
             "This proxy asks for a client key. Put one, made by its owner, into the password field of your front end.",

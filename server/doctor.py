@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import sqlite3
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 from server.browser import other_proxy
+from server.clients import KEYS_LOST, THERE_ARE_KEYS
 from server.config import TOP, Config
 from server.payers import Account
 from server.presets import Personas
@@ -59,6 +63,7 @@ def look(config: Config) -> Iterator[Finding]:
     free = shutil.disk_usage(config.data_dir.expanduser()).free
     if free < ROOM:
         yield Finding("bad", f"Only {free // 2**20} MiB are free on its disk. Make room, or sign-ins may get lost.")
+    yield database(config.data_dir.expanduser())
     yield from personas()
     yield from asyncio.run(sign_ins(config))
     if not config.practice:
@@ -75,6 +80,26 @@ def port(config: Config) -> Finding:
     except StartRefused as error:
         return Finding("bad", str(error))
     return Finding("ok", f"Port {config.port} is free.")
+
+
+def database(folder: Path) -> Finding:
+    """state.sqlite, read and not changed."""
+    path = folder / "state.sqlite"
+    keys = 0
+    try:
+        if path.exists() and path.stat().st_size:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise sqlite3.DatabaseError("its pages do not fit together")
+                (keys,) = db.execute("SELECT count(*) FROM client_keys").fetchone()
+    except (sqlite3.OperationalError, OSError) as error:
+        return Finding("note", f"The client keys and books cannot be read just now ({error}).")
+    except sqlite3.DatabaseError as error:
+        return Finding("bad", f"state.sqlite is damaged ({error}). Start the proxy anew: it sets the file aside.")
+    if not keys and (folder / THERE_ARE_KEYS).exists():
+        return Finding("bad", KEYS_LOST)
+    return Finding("ok", "The client keys and books can be read.")
 
 
 def personas() -> Iterator[Finding]:

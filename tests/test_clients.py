@@ -6,7 +6,8 @@ from contextlib import closing
 import pytest
 
 from server.budget import Limits
-from server.clients import OWNER, PREFIX, Client, ClientKeys, required
+from server.clients import KEYS_LOST, OWNER, PREFIX, Client, ClientKeys, required
+from server.doctor import Finding, database
 from server.errors import ProxyError
 from server.helps import NO_HELPS, Helps
 from server.models import Models
@@ -131,10 +132,74 @@ def test_a_damaged_database_is_set_aside_with_a_message_and_work_goes_on(tmp_pat
     good = (tmp_path / "state.sqlite").read_bytes()
     (tmp_path / "state.sqlite").write_bytes(good[:from_byte] + b"\xff" * (len(good) - from_byte))
     keys = ClientKeys(tmp_path)
-    assert "make new client keys" in keys.warnings[0]
+    assert [words[:22] for words in keys.warnings] == ["state.sqlite was damag", "The client keys are go"]
     assert keys.find(keys.make("tablet")[1]) is not None
     keys.close()
     assert any(b"\xff" * 4096 in path.read_bytes() for path in tmp_path.iterdir() if "corrupt" in path.name)
+
+
+@pytest.fixture(params=["deleted", "emptied", "damaged"])
+def lose(request, tmp_path):
+    """Loses the database, as a person, a full disk or a bad one does."""
+
+    def lose():
+        for path in tmp_path.glob("state.sqlite*"):
+            path.unlink()
+        if request.param != "deleted":
+            (tmp_path / "state.sqlite").write_bytes(b"" if request.param == "emptied" else b"\xff" * 4096)
+
+    return lose
+
+
+def test_where_keys_were_in_use_one_is_asked_for_when_their_database_is_lost(tmp_path, lose):
+    with closing(ClientKeys(tmp_path)) as keys:
+        keys.make("tablet")
+    lose()
+    for _ in range(2):
+        with closing(ClientKeys(tmp_path)) as keys:
+            assert KEYS_LOST in keys.warnings
+            assert database(tmp_path) == Finding("bad", KEYS_LOST)
+            with pytest.raises(ProxyError, match="has lost its client keys"):
+                keys.authenticate({"x-api-key": "anything"})
+    with closing(ClientKeys(tmp_path, require="false")) as keys:
+        assert KEYS_LOST not in keys.warnings
+        assert keys.authenticate({}) == OWNER
+    with closing(ClientKeys(tmp_path)) as keys:
+        row, key = keys.make("phone")
+        assert keys.authenticate({"x-api-key": key}).name == "phone"
+        assert KEYS_LOST not in keys.warnings
+        assert database(tmp_path).mark == "ok"
+        keys.revoke(row["id"])
+        assert keys.authenticate({}) == OWNER
+    with closing(ClientKeys(tmp_path)) as keys:
+        assert keys.authenticate({}) == OWNER
+
+
+def test_where_there_was_no_key_a_lost_database_is_told_and_closes_nothing(tmp_path, lose):
+    ClientKeys(tmp_path).close()
+    (tmp_path / "admin_token").write_text("as after any start")
+    lose()
+    with closing(ClientKeys(tmp_path)) as keys:
+        assert [words.endswith("The books begin anew.") for words in keys.warnings] == [True]
+        assert keys.authenticate({}) == OWNER
+
+
+def test_a_containers_first_key_is_made_anew_when_it_is_lost(tmp_path, lose):
+    with closing(ClientKeys(tmp_path)) as keys:
+        old = keys.first_key(make=True)
+    lose()
+    with closing(ClientKeys(tmp_path)) as keys:
+        assert keys.first_key(make=True) not in ("", old)
+        assert KEYS_LOST not in keys.warnings
+
+
+def test_the_doctor_says_that_the_database_is_damaged_and_changes_nothing(tmp_path):
+    assert database(tmp_path).mark == "ok"
+    (tmp_path / "state.sqlite").write_bytes(b"\xff" * 4096)
+    found = database(tmp_path)
+    assert found.mark == "bad"
+    assert "sets the file aside" in found.what
+    assert [path.name for path in tmp_path.iterdir()] == ["state.sqlite"]
 
 
 def test_while_the_keys_cannot_be_read_one_is_asked_for(tmp_path):
