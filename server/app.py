@@ -102,7 +102,7 @@ def build(
     kept = data_dir / ("practice.sqlite" if config.practice else "state.sqlite")
     books = Books(kept, models, days=config.books_days, clock=clock)
     personas = Personas(presets)
-    metrics = Metrics(models)
+    metrics = Metrics()
     receipts = Receipts(models, books, metrics, keep_bodies=config.keep_bodies_in_memory)
     budgets = Budgets(models, books.charges(begins(month_of(clock()))), books.warned(), clock=clock)
     practice = LocalPractice(models, clock) if config.practice else None

@@ -21,7 +21,7 @@ from server.database import opened, set_database_aside
 from server.days import begins, day_of, rfc3339
 from server.errors import ProxyError
 from server.models import Models
-from server.usage import Receipt, price, token_counts, told, unplanned
+from server.usage import COUNTERS, Receipt, Row, rounded
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 MOST_WAITING = 10_000  # rows held in memory while the disk takes none
 TOGETHER = 32  # rows in a statement: with each, the two threads take the interpreter's lock from each other
 GATHERED = 0.2  # seconds of rows that are written together
-COUNTERS = ("input_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens", "output_tokens")
 # What rows may be grouped by: the column that tells groups apart, and the one a person reads.
 GROUPS = {
     "day": ("day", "day"),
@@ -39,80 +38,6 @@ GROUPS = {
     "persona": ("persona", "persona"),
     "chat": ("chat", "chat"),
 }
-
-
-class Row(NamedTuple):
-    """A request in the books. `usd` is None where tokens were used and the model's price is not known.
-
-    `charged_…` is what its client key was charged with, more than it cost where the upstream did not say the end.
-    """
-
-    id: str
-    at: float
-    day: str
-    kind: str
-    account_id: str
-    account: str
-    key_id: str
-    key: str
-    persona: str
-    chat: str
-    model: str
-    status: int
-    stop_reason: str | None
-    ended: str
-    attempts: int
-    ttft_ms: int | None
-    duration_ms: int | None
-    input_tokens: int
-    cache_write_5m_tokens: int
-    cache_write_1h_tokens: int
-    cache_read_tokens: int
-    output_tokens: int
-    usd: float | None
-    usd_without_cache: float | None
-    charged_usd: float
-    charged_tokens: int
-    cache: str
-    changes: int
-
-    @classmethod
-    def of(cls, receipt: Receipt, models: Models) -> Row:
-        tokens = token_counts(receipt.usage)
-        priced = price(models, receipt.model, receipt.usage) if any(tokens.values()) else (0.0, 0.0)
-        usd, without = priced or (None, None)
-        written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
-        cache = receipt.cache.outcome if receipt.cache else unplanned(tokens["cache_read_tokens"], written)["outcome"]
-        named = {name: value for name, value in vars(receipt).items() if name in FIELDS}
-        return cls(
-            **{
-                **named,
-                **tokens,
-                "day": day_of(receipt.at).isoformat(),
-                "usd": usd,
-                "usd_without_cache": without,
-                "cache": cache,
-                "changes": len(receipt.changes),
-            }
-        )
-
-    def public(self) -> dict[str, Any]:
-        """The row of GET /api/requests, as far as the books hold it: changes are counted, not told."""
-        return {
-            **told(self),
-            "tokens": {name: getattr(self, name) for name in COUNTERS},
-            "usd": rounded(self.usd),
-            "usd_without_cache": rounded(self.usd_without_cache),
-            "fees": [],
-            "changes": [],
-            "changes_count": self.changes,
-            "cache": {
-                "outcome": self.cache,
-                "read": self.cache_read_tokens,
-                "written": self.cache_write_5m_tokens + self.cache_write_1h_tokens,
-                "missed_because": None,
-            },
-        }
 
 
 class Charge(NamedTuple):
@@ -130,13 +55,6 @@ class Entry(NamedTuple):
     row: Row
     chat: Chat | None
     warned: bool
-
-
-FIELDS = frozenset(Row._fields)
-
-
-def rounded(usd: float | None) -> float | None:
-    return None if usd is None else round(usd, 8)
 
 
 SUMMED = ("requests", "unpriced", *COUNTERS, "usd", "usd_without_cache", "hits", "charged_usd", "charged_tokens")
@@ -169,7 +87,7 @@ class Books:
         self._path, self._models, self._days, self._clock = path, models, days, clock
         self._thread = ThreadPoolExecutor(1, "books")
         self._db: sqlite3.Connection | None = None
-        self._added: deque[tuple[Receipt, Chat | None]] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
+        self._added: deque[Entry] = deque(maxlen=MOST_WAITING)  # not in the thread's hands yet
         self._waiting: deque[Entry] = deque(maxlen=MOST_WAITING)
         self._gathering = False
         self._hurry = threading.Event()
@@ -191,12 +109,14 @@ class Books:
 
     # -- what the road gives
 
-    def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
-        """Enter a request that has ended; its receipt does not change any more."""
-        self._added.append((receipt, chat))
+    def add(self, receipt: Receipt, chat: Chat | None = None) -> Row:
+        """Enter a request that has ended."""
+        row = Row.of(receipt, self._models)
+        self._added.append(Entry(row, chat, any(change.name == NOTICE for change in receipt.changes)))
         if not self._gathering:
             self._gathering = True
             self._thread.submit(self._write_soon)
+        return row
 
     # -- what is asked of them; everything added before is in the answer
 
@@ -346,9 +266,7 @@ class Books:
 
     def _write(self) -> None:
         while self._added:
-            receipt, chat = self._added.popleft()
-            warned = any(change.name == NOTICE for change in receipt.changes)
-            self._waiting.append(Entry(Row.of(receipt, self._models), chat, warned))
+            self._waiting.append(self._added.popleft())
         if not self._waiting:
             return
         today = self._waiting[-1].row.day

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from server import __version__
-from server.models import Models
-from server.usage import Receipt, price, token_counts
+from server.usage import COUNTERS, Receipt, Row
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -31,25 +30,22 @@ def outcome_of(receipt: Receipt) -> str:
 class Metrics:
     """Told of each receipt; asked for everything at once. The library is imported at the first question."""
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self) -> None:
         self._requests: Counter[tuple[str, str]] = Counter()
         self._cache: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()  # tokens by kind
         self._money = {"usd": 0.0, "usd_without_cache": 0.0, "unpriced": 0.0, "retries": 0.0}
         self._times = {"duration": [0, 0.0], "first_byte": [0, 0.0]}  # how many, and their seconds
 
-    def count(self, receipt: Receipt) -> None:
+    def count(self, receipt: Receipt, row: Row) -> None:
+        """Count a request that has ended; `row` as in the books."""
         self._requests[receipt.kind, outcome_of(receipt)] += 1
-        tokens = token_counts(receipt.usage)
-        self._sums.update(tokens)
+        for name in COUNTERS:
+            self._sums[name] += getattr(row, name)
         self._money["retries"] += max(receipt.attempts - 1, 0)
-        if any(tokens.values()):
-            if priced := price(self._models, receipt.model, receipt.usage):
-                self._money["usd"] += priced[0]
-                self._money["usd_without_cache"] += priced[1]
-            else:
-                self._money["unpriced"] += 1
+        self._money["usd"] += row.usd or 0.0
+        self._money["usd_without_cache"] += row.usd_without_cache or 0.0
+        self._money["unpriced"] += row.usd is None
         if receipt.cache is not None:
             self._cache[receipt.cache.outcome] += 1
         for name, milliseconds in (("duration", receipt.duration_ms), ("first_byte", receipt.ttft_ms)):
@@ -75,7 +71,7 @@ class Metrics:
                 requests.add_metric([kind, outcome], self._requests[kind, outcome])
         yield requests
         tokens = CounterMetricFamily("tavern_tokens", "Tokens as the upstream counted them.", labels=["type"])
-        for name in token_counts({}):
+        for name in COUNTERS:
             tokens.add_metric([name.removesuffix("_tokens")], self._sums[name])
         yield tokens
         cache = CounterMetricFamily(

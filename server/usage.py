@@ -7,14 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from server.days import rfc3339
+from server.days import day_of, rfc3339
 from server.models import Models, cost, fees_of
 from server.request import Change
 
 if TYPE_CHECKING:
-    from server.books import Books, Row
+    from server.books import Books
     from server.cache_why import CacheStory
     from server.chats import Chat
     from server.metrics import Metrics
@@ -87,6 +88,79 @@ class Receipt:
             "changes_count": len(self.changes),
             "cache": self.cache.public() if self.cache else unplanned(read, written),
         }
+
+
+class Row(NamedTuple):
+    """A request in the books. `usd` is None where tokens were used and the model's price is not known.
+
+    `charged_…` is what its client key was charged with, more than it cost where the upstream did not say the end.
+    """
+
+    id: str
+    at: float
+    kind: str
+    account_id: str
+    account: str
+    key_id: str
+    key: str
+    persona: str
+    chat: str
+    model: str
+    status: int
+    stop_reason: str | None
+    ended: str
+    attempts: int
+    ttft_ms: int | None
+    duration_ms: int | None
+    charged_usd: float
+    charged_tokens: int
+    day: str
+    input_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    cache_read_tokens: int
+    output_tokens: int
+    usd: float | None
+    usd_without_cache: float | None
+    cache: str
+    changes: int
+
+    @classmethod
+    def of(cls, receipt: Receipt, models: Models) -> Row:
+        """Of a request that has ended."""
+        tokens = token_counts(receipt.usage)
+        priced = price(models, receipt.model, receipt.usage) if any(tokens.values()) else (0.0, 0.0)
+        usd, without = priced or (None, None)
+        written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
+        cache = receipt.cache.outcome if receipt.cache else unplanned(tokens["cache_read_tokens"], written)["outcome"]
+        day, changes = day_of(receipt.at).isoformat(), len(receipt.changes)
+        return cls._make((*AS_IT_STANDS(receipt), day, *tokens.values(), usd, without, cache, changes))
+
+    def public(self) -> dict[str, Any]:
+        """The row of GET /api/requests, as far as the books hold it: changes are counted, not told."""
+        return {
+            **told(self),
+            "tokens": {name: getattr(self, name) for name in COUNTERS},
+            "usd": rounded(self.usd),
+            "usd_without_cache": rounded(self.usd_without_cache),
+            "fees": [],
+            "changes": [],
+            "changes_count": self.changes,
+            "cache": {
+                "outcome": self.cache,
+                "read": self.cache_read_tokens,
+                "written": self.cache_write_5m_tokens + self.cache_write_1h_tokens,
+                "missed_because": None,
+            },
+        }
+
+
+AS_IT_STANDS = attrgetter(*Row._fields[: Row._fields.index("day")])  # of a receipt
+COUNTERS = Row._fields[Row._fields.index("input_tokens") : Row._fields.index("usd")]
+
+
+def rounded(usd: float | None) -> float | None:
+    return None if usd is None else round(usd, 8)
 
 
 def price(models: Models, model: str, usage: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -172,17 +246,16 @@ class Receipts:
         ]
 
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
-        self._books.add(receipt, chat)
-        self._keep(receipt)
+        self._keep(receipt, self._books.add(receipt, chat))
 
     def add_stranger(self, receipt: Receipt) -> None:
         """The receipt of one who was turned away at the door: leaves no trace on the disk."""
-        self._keep(receipt)
+        self._keep(receipt, Row.of(receipt, self._models))
 
-    def _keep(self, receipt: Receipt) -> None:
+    def _keep(self, receipt: Receipt, row: Row) -> None:
         self._under_way.pop(receipt.id, None)
         self._kept.appendleft(receipt)
-        self._metrics.count(receipt)
+        self._metrics.count(receipt, row)
         if len(self._kept) > self._keep_bodies:
             self._kept[self._keep_bodies].bodies = None
         self._changed()

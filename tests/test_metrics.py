@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.cache_why import CacheStory
 from server.metrics import Metrics, outcome_of
 from server.models import Models
-from server.usage import Receipt
+from server.usage import Receipt, Row
 from tests.fakes import error
 from tests.running import running
 
@@ -42,13 +42,13 @@ def test_how_a_request_ended_is_one_of_five(status, ended, outcome):
 
 
 def test_counts_are_those_of_the_receipts():
-    metrics = Metrics(MODELS)
+    metrics = Metrics()
     usage = {"input_tokens": 1000, "output_tokens": 100, "cache_read_input_tokens": 10_000}
     good = Receipt(at=0.0, model="claude-sonnet-4-6", status=200, ended="whole", usage=usage, attempts=3)
     good.duration_ms, good.ttft_ms, good.cache = 1500, 250, CacheStory("hit", 10_000, 0)
-    metrics.count(good)
-    metrics.count(Receipt(at=0.0, model="llama", status=200, ended="whole", usage=usage))
-    metrics.count(Receipt(at=0.0, status=429, ended="error"))
+    unpriced = Receipt(at=0.0, model="llama", status=200, ended="whole", usage=usage)
+    for receipt in (good, unpriced, Receipt(at=0.0, status=429, ended="error")):
+        metrics.count(receipt, Row.of(receipt, MODELS))
     found = read(metrics.text(["ready", "ready", "resting"], 2)[0].decode())
     assert found["tavern_requests_total", "chat", "whole"] == 2
     assert found["tavern_requests_total", "chat", "refused"] == 1
