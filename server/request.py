@@ -157,7 +157,7 @@ def read_json(raw: bytes, *, mend: bool = True) -> tuple[dict[str, Any], str]:
             raise bad_json(second) from None
     if not isinstance(value, dict):
         raise ProxyError(400, "The request body is not a JSON object. Send a Messages API body: {…}.")
-    if deeper_than(value, MAX_DEPTH):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
         raise ProxyError(400, f"The request body is nested more than {MAX_DEPTH} brackets deep. Send a flatter one.")
     return value, mended
 
