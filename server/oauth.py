@@ -152,7 +152,9 @@ def renewable_for(told: Mapping[str, Any]) -> float:
 
 def is_token(value: Any) -> TypeGuard[str]:
     """Whether it can stand in a header: visible ASCII, without blanks."""
-    return isinstance(value, str) and 0 < len(value) <= 16384 and all("!" <= c <= "~" for c in value)
+    if not isinstance(value, str) or not 0 < len(value) <= 16384:
+        return False
+    return value.isascii() and value.isprintable() and " " not in value
 
 
 def error_name(told: Mapping[str, Any]) -> str:
