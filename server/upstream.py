@@ -126,9 +126,6 @@ class Answer:
         self._watch.stop()
         if self._closed is not None:
             self._closed.remove_done_callback(self._lost)
-            if self._content.is_eof():
-                self._closed.remove_done_callback(_seen)
-                self._closed.add_done_callback(_seen)
         self._exchange.end()
 
 
@@ -212,12 +209,6 @@ def unpacking(headers: Mapping[str, str]) -> Packed | None:
     if packing in ("gzip", "x-gzip", "deflate"):
         return Packed()
     raise UpstreamFailed(502, "The upstream's answer is packed in a way nobody asked for. Check api_base_url.")
-
-
-def _seen(closed: asyncio.Future[None]) -> None:
-    """Keep asyncio from reporting that nobody asked how an idle connection ended."""
-    if not closed.cancelled():
-        closed.exception()
 
 
 class Upstream:

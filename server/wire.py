@@ -41,8 +41,11 @@ class Connections(aiohttp.TCPConnector):
     async def take(self, likeness: Likeness) -> tuple[Connection, bool]:
         """A connection, and whether it has been used. Raises TimeoutError when nobody takes it in time."""
         connection = await self.connect(likeness, [], self._patience)
-        used = connection.protocol in self._used
-        self._used.add(connection.protocol)
+        protocol = connection.protocol
+        used = protocol in self._used
+        if not used and protocol is not None and protocol.closed is not None:
+            self._used.add(protocol)
+            protocol.closed.add_done_callback(seen)
         return connection, used
 
     async def open_ahead(self, likeness: Likeness) -> None:
@@ -74,6 +77,12 @@ class Exchange:
             self.connection.release()
         else:
             self.connection.close()
+
+
+def seen(closed: asyncio.Future[None]) -> None:
+    """Keep asyncio from reporting that nobody asked how a connection ended."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 async def exchange(connection: Connection, head: bytes, body: bytes) -> Exchange:
