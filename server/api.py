@@ -55,6 +55,9 @@ class Door:
     model: str = ""
 
 
+CHAT = Door("messages")
+
+
 def find_door(path: str, query: str = "") -> Door | None:
     """The door a request's raw path and query string lead to; None for no address of ours.
 
@@ -136,7 +139,7 @@ class Doors:
         ]
 
     async def plain_messages(self, request: web.Request) -> web.StreamResponse:
-        return await self._messages(request, Door("messages"))
+        return await self._messages(request, CHAT)
 
     async def any_path(self, request: web.Request) -> web.StreamResponse:
         door = find_door(request.rel_url.raw_path, request.rel_url.raw_query_string)
@@ -332,8 +335,8 @@ async def read_body(request: web.Request) -> bytes:
         # aiohttp's read() would unpack without a bound between two looks at the size, and keep the body as long as the
         # request (seen with 3.14.5)
         body = io.BytesIO()
-        while chunk := await request.content.readany():
-            body.write(chunk)
+        while not request.content.at_eof():
+            body.write(await request.content.readany())
             if body.tell() > MAX_BODY:
                 request.content.set_exception(too_large)  # nor unpack the rest while it waits for the end
                 raise too_large

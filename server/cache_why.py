@@ -14,7 +14,7 @@ from server.cache_memory import MARGIN
 from server.cache_planner import Counts, Plan
 from server.days import span
 from server.prefix import Prompt
-from server.rewrite.cache_plan import SECONDS
+from server.rewrite.cache_plan import SECONDS, Forecast
 from server.rewrite.steady_window import slid
 
 WORTH_A_WORD = 0.1  # of the prompt sent again
@@ -45,7 +45,7 @@ class CacheStory:
     written: int = 0
     missed_because: str | None = None
     again: int = 0
-    forecast: Mapping[str, int] | None = None
+    forecast: Forecast | None = None
 
     def public(self) -> dict[str, Any]:
         return {
@@ -53,7 +53,7 @@ class CacheStory:
             "read": self.read,
             "written": self.written,
             "missed_because": self.missed_because,
-            "forecast": self.forecast,
+            "forecast": self.forecast and self.forecast._asdict(),
         }
 
     def line(self) -> str:
@@ -77,7 +77,7 @@ def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, 
         refused = plan is not None and plan.off == "refused"
         why = "this upstream takes no cache marks" if refused else None
         return CacheStory("hit" if counts.read else "off", counts.read, counts.written, why)
-    forecast = plan.forecast._asdict()
+    forecast = plan.forecast
     if counts.prompt < plan.terms.minimum and not counts.read:
         least = f"{counts.prompt:,} of {plan.terms.minimum:,} tokens"
         return CacheStory("off", missed_because=f"too short to be cached on this model: {least}", forecast=forecast)
