@@ -214,8 +214,8 @@ class Server(web.Server):
         """Whether one more may come in. Where it is full, an idle one must go for it: one that never asked if there is
         any, and the oldest of them."""
         limits = self.limits
-        fewest = min(limits.connections, limits.connections_per_peer) if newcomer.peer else limits.connections
-        if len(self._connections) < fewest:
+        most = min(limits.connections, limits.connections_per_peer) if newcomer.peer else limits.connections
+        if len(self._connections) < most:
             return True
         present = [one for one in self._connections if isinstance(one, Connection) and one.transport is not None]
         same_peer = [one for one in present if one.peer == newcomer.peer]
