@@ -232,7 +232,7 @@ class Accounts:
         if entry["api_key"] != failed.secret:
             return self._credential(entry, entry["api_key"], renewed=True)  # the owner has replaced it meanwhile
         if not refusal(entry, None):
-            self._wallet.set_aside(entry, None, "Anthropic refuses this API key. Add a valid one.")
+            self._wallet.set_aside(entry, None, "This API key is refused. Add a valid one.")
         return None
 
     def rest(self, account_id: str, until: float, reason: str) -> None:

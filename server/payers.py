@@ -155,7 +155,10 @@ def nobody_pays(accounts: Collection[Account], now: float, *, shared_only: bool)
         return ProxyError(
             403, "The owner of this proxy shares no account with client keys. Ask them for another way in."
         )
-    if "sign_in_again" in states:
+    refused = {a.kind for a in accounts if a.state == "sign_in_again"}
+    if refused == {"api_key"}:
+        return ProxyError(401, f"The saved API key is no longer accepted. {OPEN_PAGE} and add a valid one.")
+    if refused:
         return ProxyError(401, f"Claude no longer accepts the saved sign-in. {OPEN_PAGE} and sign in again.")
     if "off" in states:
         return ProxyError(401, f"Every account is switched off. {OPEN_PAGE} and switch one on.")

@@ -51,7 +51,8 @@ def resting(id, until, **changes):
 # ---- the choice
 
 READY, OFF = account("a"), account("off", enabled=False, state="off")
-AGAIN = account("ended", state="sign_in_again")
+AGAIN = account("ended", kind="subscription", state="sign_in_again")
+REFUSED = account("refused", state="sign_in_again")
 CODE = account("code", kind="subscription", source="claude_code", priority=-5)
 
 
@@ -79,7 +80,9 @@ def test_the_account_that_pays(accounts, tried, chosen):
     [
         ([], (), 401, "Nobody is signed in"),
         ([OFF], (), 401, "switched off"),
-        ([AGAIN, OFF], (), 401, "sign in again"),
+        ([AGAIN, OFF], (), 401, "no longer accepts the saved sign-in"),
+        ([REFUSED, OFF], (), 401, "API key is no longer accepted"),
+        ([REFUSED, AGAIN], (), 401, "and sign in again"),
         ([resting("r", NOW + 90), AGAIN], (), 429, "in 90 s"),
         ([resting("r", NOW + 90), resting("s", NOW + 7200)], (), 429, "in 90 s"),
         ([resting("r", NOW + 7300)], (), 429, "in 2 h"),

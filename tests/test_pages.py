@@ -293,6 +293,15 @@ async def test_a_page_without_javascript_says_so(browser):
         assert f'<noscript><p class="note">{WORDS["page"]["no_script"]}' in text
 
 
+async def test_a_refused_key_is_not_called_a_sign_in(tavern, browser):
+    await tavern.accounts.add_api_key(KEY, "My key")
+    assert await tavern.accounts.after_401(await tavern.accounts.credential()) is None
+    _, text, _ = await browser.see("/accounts")
+    assert "key refused" in text
+    assert "Add a valid key" in text
+    assert "sign in again" not in text.lower()
+
+
 async def test_each_account_is_shown_with_its_state_and_what_went_wrong(tavern, browser):
     first = await tavern.accounts.add_api_key(KEY, "My key")
     tavern.accounts.rest(first.id, FAR, "The spend limit is reached.")
