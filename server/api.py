@@ -270,6 +270,7 @@ class Doors:
 
     async def _list_models(self, request: web.Request, door: Door) -> web.StreamResponse:
         client = self._keys.authenticate(request.headers)
+        self._budgets.open(client.key_id, client.limits)
         self._personas.get(door.persona)
         query = request.rel_url.raw_query_string
         return whole(await self._listing.answer(door.model, query, request.headers, client))

@@ -424,6 +424,16 @@ async def test_tokens_of_a_day_and_requests_of_a_minute(proxy, anthropic):
     assert statuses == [200, 200, 429]
 
 
+async def test_a_list_of_models_is_one_of_the_requests_of_a_minute(proxy, anthropic):
+    key = await make_key(proxy, limits={"requests_per_minute": 2})
+    asked = {"headers": {"x-api-key": key["key"]}}
+    statuses = [(await proxy.send("GET", path, **asked)).status for path in ("/v1/models", "/v1/models/opus-5-5")]
+    assert statuses == [200, 200]
+    refused = await proxy.send("GET", "/v1/models", **asked)
+    assert (refused.status, "2 requests a minute" in refused.message) == (429, True)
+    assert (await chat(proxy, key)).status == 429
+
+
 @pytest.mark.parametrize("model", ["claude-opus-of-tomorrow", "llama-7b"])
 async def test_a_model_without_a_known_price_is_refused_under_a_money_limit_and_served_without(proxy, anthropic, model):
     key, free = await make_key(proxy, limits={"usd_per_day": 1}), await make_key(proxy)
@@ -617,7 +627,12 @@ async def test_a_key_is_shown_once_listed_by_its_beginning_with_its_last_use_and
 async def test_a_keys_holder_sees_their_own_account_and_nothing_else(proxy, anthropic):
     bill = []
     bills(anthropic, bill)
-    key = await make_key(proxy, limits={"usd_per_day": 1, "tokens_per_day": 10_000}, models=["claude-sonnet-4-6"])
+    key = await make_key(
+        proxy,
+        limits={"usd_per_day": 1, "tokens_per_day": 10_000},
+        models=["claude-sonnet-4-6"],
+        helps={"cache_keepalive_pings": 3},
+    )
     other = await make_key(proxy, limits={})
     for one in (key, other):
         await chat(proxy, one)
@@ -625,6 +640,7 @@ async def test_a_keys_holder_sees_their_own_account_and_nothing_else(proxy, anth
     assert told.status == 200
     me = told.json
     assert (me["name"], me["models"]) == ("tablet", ["claude-sonnet-4-6"])
+    assert me["helps"] == {"cache_late_lore": None, "cache_steady_window": None, "cache_keepalive_pings": 3}
     assert me["used"]["usd_today"] == pytest.approx(bill[0])
     assert me["left"]["usd_today"] == pytest.approx(1 - bill[0])
     assert me["left"]["usd_this_month"] is None

@@ -109,6 +109,7 @@ async def about(app: web.Application, client: Client) -> dict[str, Any]:
         "limits": limits.public(),
         "models": list(client.models),
         "personas": list(client.personas),
+        "helps": client.helps.public(),
         "used": used,
         "left": left,
         "resets": {"day": rfc3339(next_day(now)), "month": rfc3339(next_month(now))},
