@@ -48,7 +48,7 @@ from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import BESIDE, STEPS, Options, step_name
 from server.signin import SignIn
-from server.start import StartRefused, accounts_of, oauth_settings, prepare_folder
+from server.start import StartRefused, accounts_of, hold, oauth_settings, prepare_folder
 from server.trace import TraceRecorder
 from server.traffic import Traffic
 from server.upstream import Patience, Upstream
@@ -139,6 +139,7 @@ def build(
     recorder = TraceRecorder(data_dir / "traces") if config.record_trace else None
     if recorder:
         warnings.append(recorder.warning)
+    held = hold(data_dir, warnings)
     for sentence in (*owner.warnings, *warnings):
         log.warning("%s", sentence)
     traffic = Traffic()
@@ -215,6 +216,7 @@ def build(
         if practice:
             await practice.stop()
         keys.close()
+        held.release()
 
     app.cleanup_ctx.append(run_parts)
     return Parts(app, keys, traffic, owner, accounts)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.accounts import Accounts
 from server.browser import other_proxy
 from server.claude_code import ClaudeCodeSettings
 from server.config import Config
-from server.files import private_folder
+from server.files import PRIVATE_FILE, private_folder
 from server.oauth import OAuthSettings
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
 BACKLOG = 512
+NOT_ALONE = (
+    "Another Tavern Proxy uses the same data folder. Each counts for itself what client keys spend, so a limit holds "
+    "at each, not in all. Stop one of them, or set another data_dir."
+)
 
 
 class StartRefused(Exception):
@@ -88,6 +99,20 @@ def prepare_folder(data_dir: Path) -> list[str]:
             remedy = "Set data_dir in server/config.txt to a folder of your own."
         raise StartRefused(f"The data folder {data_dir} cannot be used ({why}). {remedy}") from None
     return warnings
+
+
+def hold(data_dir: Path, warnings: list[str]) -> FileLock:
+    """Lets other proxies know that this one uses the folder, until the lock is released; a warning if one does."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(data_dir / "proxy.lock", mode=PRIVATE_FILE, fallback_to_soft=False, preserve_lock_file=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        warnings.append(NOT_ALONE)
+    except (OSError, NotImplementedError) as error:  # such a disk knows no locks
+        log.debug("%s cannot be locked: %s", lock.lock_file, error)
+    return lock
 
 
 def accounts_of(config: Config, base_url: str = "", clock: Callable[[], float] = time.time) -> Accounts:

@@ -135,6 +135,20 @@ def test_the_start_tells_each_thing_that_is_wrong_once(environ, tmp_path):
         (data / "tokens.json").chmod(0o600)
 
 
+def test_the_second_proxy_on_a_data_folder_says_that_it_is_not_alone(environ):
+    with Process(environ) as one:
+        one.wait_for("To stop:")
+        with Process({**environ, "PROXY_PORT": str(free_port())}) as two:
+            two.wait_for("To stop:")
+            assert [warning[:42] for warning in warnings_in(two.said)] == ["Another Tavern Proxy uses the same data fo"]
+        one.signal(signal.SIGTERM)
+        assert one.end() == 0
+        assert warnings_in(one.said) == []
+    with Process(environ) as three:
+        three.wait_for("To stop:")
+        assert warnings_in(three.said) == []
+
+
 def there_is(address):
     """Whether this computer has that IPv6 address; many containers have none."""
     try:
