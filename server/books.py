@@ -233,6 +233,10 @@ class Books:
         if self._db is None:
             db = opened(self._path, *TABLES, durable=False)
             try:
+                there = {name for _, name, *_ in db.execute("PRAGMA table_info(book_requests)")}
+                for name in Row._fields:
+                    if name not in there:  # books of an earlier version
+                        db.execute(f"ALTER TABLE book_requests ADD COLUMN {name}")
                 for index in INDEXES:
                     db.execute(f"CREATE INDEX IF NOT EXISTS {index}")
                 for table in ("book_requests", "book_days", "book_chats", "book_notices"):

@@ -16,6 +16,7 @@ from server.days import span
 from server.prefix import Prompt
 from server.rewrite.cache_plan import SECONDS, Forecast
 from server.rewrite.steady_window import slid
+from server.usage import IN_BRIEF
 
 WORTH_A_WORD = 0.1  # of the prompt sent again
 TAIL = 3  # blocks at the end of a request that are replaced by nature
@@ -38,7 +39,8 @@ FINER = {"system": {"speaker", "setting"}, "messages": {"setting"}}  # kinds of 
 
 @dataclass(frozen=True)
 class CacheStory:
-    """The `cache` part of a receipt. `again`: tokens that stood in the request before and were not read."""
+    """The `cache` part of a receipt. `again`: tokens that stood in the request before and were not read; `cause`: the
+    kind of `missed_because`."""
 
     outcome: str = "off"
     read: int = 0
@@ -46,6 +48,7 @@ class CacheStory:
     missed_because: str | None = None
     again: int = 0
     forecast: Forecast | None = None
+    cause: str = ""
 
     def public(self) -> dict[str, Any]:
         return {
@@ -75,18 +78,18 @@ def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, 
     counts = Counts.of(usage)
     if plan is None or plan.off in ("refused", "counting"):
         refused = plan is not None and plan.off == "refused"
-        why = "this upstream takes no cache marks" if refused else None
-        return CacheStory("hit" if counts.read else "off", counts.read, counts.written, why)
+        kind = "no_marks" if refused else ""
+        outcome = "hit" if counts.read else "off"
+        return CacheStory(outcome, counts.read, counts.written, IN_BRIEF.get(kind), cause=kind)
     forecast = plan.forecast
     if counts.prompt < plan.terms.minimum and not counts.read:
-        least = f"{counts.prompt:,} of {plan.terms.minimum:,} tokens"
-        return CacheStory("off", missed_because=f"too short to be cached on this model: {least}", forecast=forecast)
+        why = f"{IN_BRIEF['too_short']}: {counts.prompt:,} of {plan.terms.minimum:,} tokens"
+        return CacheStory("off", missed_because=why, forecast=forecast, cause="too_short")
     if plan.off:
         return CacheStory("hit" if counts.read else "off", counts.read, counts.written, forecast=forecast)
     if not plan.related:
-        why = None if counts.read else "first request of this chat"
-        outcome = "hit" if counts.read else "miss"
-        return CacheStory(outcome, counts.read, counts.written, why, forecast=forecast)
+        outcome, kind = ("hit", "") if counts.read else ("miss", "first")
+        return CacheStory(outcome, counts.read, counts.written, IN_BRIEF.get(kind), forecast=forecast, cause=kind)
     last = plan.related[-1].prompt
     again = max(round(plan.prompt.likeness(last) * counts.prompt) - counts.read, 0)
     if again <= WORTH_A_WORD * counts.prompt:
@@ -96,7 +99,8 @@ def tell(plan: Plan | None, usage: Mapping[str, Any], diagnostics: Mapping[str, 
     if theirs and cause.kind not in {theirs.kind, *FINER.get(theirs.kind, ())}:
         cause = theirs
     outcome = "partial" if counts.read else "miss"
-    return CacheStory(outcome, counts.read, counts.written, in_words(plan, cause, again), again, forecast)
+    why = in_words(plan, cause, again)
+    return CacheStory(outcome, counts.read, counts.written, why, again, forecast, cause.kind)
 
 
 def in_words(plan: Plan, cause: Cause, again: int) -> str:

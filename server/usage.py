@@ -22,6 +22,24 @@ if TYPE_CHECKING:
 
 KEPT = 1000  # receipts
 Kind = Literal["chat", "count", "ping"]
+# Why a turn missed the cache, as far as the books tell: the kinds of cache_why.py in words.
+IN_BRIEF = {
+    "model": "the model was switched",
+    "system": "the system prompt changed",
+    "tools": "a tool definition changed",
+    "messages": "an earlier part of the story changed",
+    "first": "first request of this chat",
+    "too_short": "too short to be cached on this model",
+    "no_marks": "this upstream takes no cache marks",
+    "credential": "another account or key paid, with a cache of its own",
+    "setting": "a setting was changed",
+    "speaker": "another character spoke (group chat)",
+    "parallel": "another request with the same beginning was still waiting for its answer",
+    "gone": "the upstream no longer had what it had stored",
+    "pause": "the pause was longer than the cache lives",
+    "short": "the chat had only just become long enough to be cached",
+    "unwritten": "the request before was not stored",
+}
 
 
 def new_id() -> str:
@@ -124,6 +142,7 @@ class Row(NamedTuple):
     usd_without_cache: float | None
     cache: str
     changes: int
+    cause: str | None  # of a miss: a kind of cache_why.py's
 
     @classmethod
     def of(cls, receipt: Receipt, models: Models) -> Row:
@@ -133,8 +152,9 @@ class Row(NamedTuple):
         usd, without = priced or (None, None)
         written = tokens["cache_write_5m_tokens"] + tokens["cache_write_1h_tokens"]
         cache = receipt.cache.outcome if receipt.cache else unplanned(tokens["cache_read_tokens"], written)["outcome"]
+        cause = receipt.cache.cause if receipt.cache else ""
         day, changes = day_of(receipt.at).isoformat(), len(receipt.changes)
-        return cls._make((*AS_IT_STANDS(receipt), day, *tokens.values(), usd, without, cache, changes))
+        return cls._make((*AS_IT_STANDS(receipt), day, *tokens.values(), usd, without, cache, changes, cause))
 
     def public(self) -> dict[str, Any]:
         """The row of GET /api/requests, as far as the books hold it: changes are counted, not told."""
@@ -150,7 +170,7 @@ class Row(NamedTuple):
                 "outcome": self.cache,
                 "read": self.cache_read_tokens,
                 "written": self.cache_write_5m_tokens + self.cache_write_1h_tokens,
-                "missed_because": None,
+                "missed_because": IN_BRIEF.get(self.cause or ""),
             },
         }
 

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from server.books import TOGETHER, Books
+from server.cache_why import CacheStory
 from server.chats import Chats
 from server.days import begins, day_of, next_day, next_month, read_moment
 from server.errors import ProxyError
@@ -218,6 +219,19 @@ async def test_names_given_to_chats_and_times_for_those_without(open_books):
 
 
 # -- bad files and disks
+
+
+async def test_books_of_an_earlier_version_are_read_and_go_on(open_books, tmp_path, clock):
+    Books(tmp_path / "state.sqlite", MODELS, days=90, clock=clock).close()
+    with closing(sqlite3.connect(tmp_path / "state.sqlite", isolation_level=None)) as db:
+        db.execute("ALTER TABLE book_requests DROP COLUMN cause")
+        db.execute("INSERT INTO book_requests (id, at) VALUES ('req_old', 1)")
+    books = open_books()
+    books.add(receipt(cache=CacheStory("miss", cause="model")))
+    new, old = await books.requests(10)
+    assert (old.id, old.cause, new.cause) == ("req_old", None, "model")
+    assert new.public()["cache"]["missed_because"] == "the model was switched"
+    assert books.warnings == []
 
 
 async def test_a_damaged_database_is_set_aside_with_a_message(open_books, tmp_path):

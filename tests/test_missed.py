@@ -182,6 +182,21 @@ async def test_each_cause_is_told_with_its_tokens_and_their_price(tmp_path, miss
     assert (row["usd"], row["usd_without_cache"]) == pytest.approx(cost(MODELS.find(row["model"]), usage))
 
 
+async def test_after_a_restart_each_turn_still_has_its_cause_in_brief(tmp_path):
+    async with playing(tmp_path) as player:
+        await player.warm(2)
+        card_changes(player.chat)
+        await player.ask()
+    async with playing(tmp_path) as again:
+        rows = await again.proxy.receipts()
+    assert [row["cache"]["missed_because"] for row in rows] == [
+        "the system prompt changed",
+        None,
+        "first request of this chat",
+    ]
+    assert [row["cache"]["outcome"] for row in rows] == ["miss", "hit", "miss"]
+
+
 async def test_another_speaker_of_a_group(tmp_path):
     async with playing(tmp_path, group=2, card=900) as player:
         await player.warm()
