@@ -155,7 +155,8 @@ class Doors:
             if request.method not in ("GET", "HEAD"):
                 raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
             return await self._list_models(request, door)
-        return await self._anything_else(request)
+        with self._traffic.request():
+            return await self._anything_else(request)
 
     def turned_away(self, error: ProxyError) -> str:
         """Note a chat that came no further than the gate. The id of its receipt."""

@@ -667,6 +667,22 @@ async def test_at_the_end_open_streams_get_a_word_and_who_waits_an_answer(tmp_pa
     assert len(fake.seen) == 2
 
 
+async def test_at_the_end_streams_at_other_addresses_are_waited_for_too(tmp_path):
+    async with fake_anthropic() as fake, running(tmp_path, fake.url) as proxy:
+        gate = asyncio.Event()
+        fake.will(stream(b"one\n", gate=gate, last=b"two\n"))
+        asked = {"headers": {"x-api-key": KEY}}
+        async with proxy.session.get(f"{proxy.url}/v1/files/file_1/content", **asked) as reply:
+            assert await reply.content.readany() == b"one\n"
+            draining = asyncio.create_task(proxy.parts.traffic.drain(PATIENCE))
+            await asyncio.sleep(0)
+            late = await proxy.send("GET", "/v1/files/file_2/content", **asked)
+            assert (late.status, draining.done()) == (503, False)
+            gate.set()
+            assert await reply.read() == b"two\n"
+        await draining
+
+
 # -- F37: a soak
 
 
