@@ -82,8 +82,16 @@ def image_digest(image: Mapping[str, Any]) -> str:
     """A picture's name among what models refused: a hash of its data, or of its address."""
     source = image.get("source")
     source = source if isinstance(source, dict) else {}
-    what = source.get("data") or source.get("url") or source.get("file_id") or ""
-    return hashlib.blake2b(str(what).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return short_digest(source.get("data") or source.get("url") or source.get("file_id"))
+
+
+def thought_digest(thought: Mapping[str, Any]) -> str:
+    """A thinking block's name among what models refused: a hash of its signature."""
+    return short_digest(thought.get("signature") or thought.get("data"))
+
+
+def short_digest(what: object) -> str:
+    return hashlib.blake2b(str(what or "").encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def asks_to_think(body: Mapping[str, Any]) -> bool:

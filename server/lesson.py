@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.content import as_blocks, image_digest, images_of, is_thought, loop_start, user_message
+from server.content import (
+    Block,
+    as_blocks,
+    image_digest,
+    images_of,
+    is_thought,
+    loop_start,
+    thought_digest,
+    user_message,
+)
 from server.models import EFFORTS, SAMPLERS, THINKING_TYPES, Model
 from server.request import Change, ChatRequest
 
@@ -120,16 +129,23 @@ def pictures(words: str, message: str, sent: ChatRequest) -> Lesson | None:
 
 def images_named(message: str, sent: ChatRequest) -> list[str]:
     """The digests of the pictures at the place the words name; of all where they name none."""
-    named: Any = None
-    if place := re.search(r"messages\.(\d+)\.content\.(\d+)((?:\.\w+)*)", message):
-        try:
-            named = sent.body["messages"][int(place[1])]["content"][int(place[2])]
-            if inner := re.search(r"\bcontent\.(\d+)", place[3]):
-                named = named["content"][int(inner[1])]
-        except (IndexError, KeyError, TypeError):
-            named = None
-    chosen = list(images_of([user_message(named)])) if isinstance(named, dict) else []
+    named = block_named(message, sent)
+    chosen = list(images_of([user_message(named)])) if named else []
     return list(dict.fromkeys(map(image_digest, chosen or images_of(sent.body["messages"]))))
+
+
+def block_named(message: str, sent: ChatRequest) -> Block | None:
+    """The block at the place the words name."""
+    place = re.search(r"messages\.(\d+)\.content\.(\d+)((?:\.\w+)*)", message)
+    if not place:
+        return None
+    try:
+        named = sent.body["messages"][int(place[1])]["content"][int(place[2])]
+        if inner := re.search(r"\bcontent\.(\d+)", place[3]):
+            named = named["content"][int(inner[1])]
+    except (IndexError, KeyError, TypeError):
+        return None
+    return named if isinstance(named, dict) else None
 
 
 def sent_with_limit(sent: ChatRequest, pixels: int) -> bool:
@@ -257,7 +273,8 @@ def version(words: str, message: str, sent: ChatRequest) -> Lesson | None:
 
 
 def thoughts(words: str, message: str, sent: ChatRequest) -> Lesson | None:
-    """Thinking blocks sent back that no longer fit: first those of earlier turns go, then all."""
+    """Thinking blocks sent back that no longer fit: first those of earlier turns go, then all. Which they are is a
+    chat's own matter: those of earlier turns go from chats that hold the block named, or else the first."""
     if "thinking" not in words or not re.search(r"signature|block", words):
         return None
     if "block_binding" in (sent.body.get("thinking") or {}) and "extra input" in words:
@@ -267,7 +284,10 @@ def thoughts(words: str, message: str, sent: ChatRequest) -> Lesson | None:
     if not places:
         return None
     if places[0] < loop_start(messages):
-        return Lesson("thoughts", "", "thinking of earlier turns", "left it out")
+        named = block_named(message, sent)
+        first = next(block for block in as_blocks(messages[places[0]]["content"]) if is_thought(block))
+        digest = thought_digest(named if named and is_thought(named) else first)
+        return Lesson(f"thoughts {digest}", digest, "the earlier thinking in this chat", "left it out")
     return Lesson("all_thoughts", "", "thinking sent back", "left it out", lasting=False)
 
 
@@ -427,8 +447,6 @@ def taught(model: Model, lessons: Iterable[Lesson]) -> Model:
                 model = replace(model, system_messages=False)
             case "max_tokens":
                 model = replace(model, max_output=min(model.max_output, int(one.value)))
-            case "thoughts":
-                model = replace(model, binds_thinking=True)
     return model
 
 

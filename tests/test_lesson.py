@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.content import image_digest, loop_start
+from server.content import image_digest, loop_start, thought_digest
 from server.lesson import Lesson, field_pattern, lesson, taught, with_lessons
 from server.models import Models
 from server.request import ChatRequest
@@ -263,9 +263,14 @@ def test_thinking_sent_back_goes_outside_tool_calls_first():
     )
     earlier = asked(messages=[HELLO, assistant(THOUGHT, "Hi."), HELLO])
     loop = asked(messages=[HELLO, assistant(THOUGHT, {"type": "tool_use"}), user({"type": "tool_result"})])
-    assert (lesson(words, earlier).rule, lesson(words, earlier).lasting) == ("thoughts", True)
+    assert lesson(words, earlier).rule == f"thoughts {thought_digest(THOUGHT)}"
     assert (lesson(words, loop).rule, lesson(words, loop).lasting) == ("all_thoughts", False)
     assert lesson(words, asked()) is None
+    forged = {**THOUGHT, "signature": "forged"}
+    both = asked(messages=[HELLO, assistant(THOUGHT, "Hi."), HELLO, assistant(forged, "Hi."), HELLO])
+    assert lesson(words, both).value == thought_digest(THOUGHT)
+    assert lesson(words.replace("messages.1", "messages.3"), both).value == thought_digest(forged)
+    assert lesson("Invalid `signature` in `thinking` block", both).value == thought_digest(THOUGHT)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +340,6 @@ def test_the_receipt_names_what_was_learned():
         ("efforts", "low medium", "efforts", ("low", "medium")),
         ("effort high", "high", "efforts", ("low", "medium")),
         ("off_effort high", "high", "off_efforts", ("low", "medium")),
-        ("thoughts", "", "binds_thinking", True),
     ],
 )
 def test_a_models_row_is_laid_over_by_its_lessons(rule, value, field, after):

@@ -1,3 +1,4 @@
+from server.content import thought_digest
 from server.lesson import Lesson
 from server.request import Change
 from server.rewrite.thoughts import fit_thoughts
@@ -47,7 +48,8 @@ def test_thinking_without_a_signature_or_in_the_wrong_place_goes_everywhere():
 
 
 def test_after_a_refusal_it_goes_first_outside_tool_calls_then_everywhere():
-    earlier = Lesson("thoughts", "", "", "")
+    earlier = Lesson("thoughts", thought_digest(THOUGHT), "", "")
+    assert sent([HELLO, assistant(HIDDEN, "Hi."), HELLO], "claude-opus-5", [earlier]).changes == (), "another chat"
     all_ = Lesson("all_thoughts", "", "", "", lasting=False)
     assert sent(LOOP, "claude-opus-5", [earlier]).body["messages"] == [HELLO, assistant("Hi."), *LOOP[2:]]
     assert sent(LOOP, "claude-opus-5", [all_]).body["messages"] == [

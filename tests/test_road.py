@@ -575,6 +575,26 @@ async def test_a_lesson_whose_step_is_left_out_costs_no_second_try(tmp_path, ant
     assert len(anthropic.seen) == 1
 
 
+async def test_thinking_that_was_refused_is_left_out_of_its_own_chat_alone(tmp_path, anthropic):
+    words = "messages.1.content.0: Invalid `signature` in `thinking` block"
+
+    def chat(signature):
+        thought = {"type": "thinking", "thinking": "Hm.", "signature": signature}
+        said = {"role": "assistant", "content": [thought, {"type": "text", "text": "Hello."}]}
+        return [ASK["messages"][0], said, {"role": "user", "content": "And now?"}]
+
+    async with running(tmp_path, anthropic.url) as proxy:
+        anthropic.will(error(400, "invalid_request_error", words))
+        assert (await proxy.ask(messages=chat("forged"))).status == 200
+        assert "thinking" not in str(anthropic.seen[1].body["messages"])
+    async with running(tmp_path, anthropic.url) as proxy:
+        await proxy.ask(messages=chat("forged"))
+        await proxy.ask(messages=chat("good"))
+    assert len(anthropic.seen) == 4
+    assert "thinking" not in str(anthropic.seen[2].body["messages"])
+    assert anthropic.seen[3].body["messages"][1]["content"][0]["signature"] == "good"
+
+
 async def test_a_refused_beta_is_learned_too(proxy, anthropic):
     words = "Unexpected value(s) `new-2027-01-01` for the `anthropic-beta` header."
     anthropic.will(error(400, "invalid_request_error", words))

@@ -12,6 +12,7 @@ from server.content import (
     loop_start,
     plural,
     text_block,
+    thought_digest,
     user_message,
 )
 from server.request import ChatRequest
@@ -31,7 +32,8 @@ def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
     if model is None or not request.has(*THOUGHTS):
         return request
     changed = any(change.name in PASSING_CHANGES for change in request.changes)
-    unbound = bool(context.learned(request, "thoughts")) or (model.binds_thinking and changed)
+    refused = set(context.learned(request, "thoughts"))
+    unbound = (model.binds_thinking and changed) or (bool(refused) and holds(messages, refused))
     keep_from = len(messages) if context.learned(request, "all_thoughts") else loop_start(messages) if unbound else 0
     new: list[Message] = []
     systems = any(message["role"] == "system" for message in messages)
@@ -52,6 +54,12 @@ def fit_thoughts(request: ChatRequest, context: Context) -> ChatRequest:
         return request
     detail = f"Took {plural(count, 'block')} of earlier thinking out of the chat: {model.display_name} would refuse it."
     return request.but("fit_thoughts", detail, messages=new or [user_message(text_block(NOTHING_SAID))])
+
+
+def holds(messages: list[Message], refused: set[str]) -> bool:
+    """Whether one of these thinking blocks stands in the chat."""
+    blocks = (block for message in messages for block in as_blocks(message.get("content")))
+    return any(thought_digest(block) in refused for block in blocks if is_thought(block))
 
 
 def is_whole(block: Block, message: Message) -> bool:
