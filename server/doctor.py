@@ -72,7 +72,8 @@ def look(config: Config) -> Iterator[Finding]:
 
 def port(config: Config) -> Finding:
     if running := other_proxy(config.port):
-        how = ", in practice mode: its replies come from the built-in stand-in" if running.get("practice") else ""
+        unlike = running.get("practice") and not config.practice
+        how = ", in practice mode: its replies come from the built-in stand-in" if unlike else ""
         return Finding("ok", f"A Tavern Proxy is running at port {config.port}{how}.")
     try:
         for made in listen(config.host, config.port):
@@ -114,7 +115,7 @@ async def sign_ins(config: Config) -> list[Finding]:
     await accounts.look()
     found = [about(account) for account in accounts.all()]
     if not found:
-        found = [Finding("note", "Nobody is signed in yet. Start the proxy and open the link it shows.")]
+        found = [Finding("note", "Nobody is signed in yet. Start the proxy, open its page and choose who pays.")]
     return [*found, *(Finding("bad", warning) for warning in accounts.warnings)]
 
 

@@ -60,7 +60,9 @@ async def test_a_failed_request_is_listed_with_its_status_what_it_means_and_no_p
     assert "error 404 <small>There is no such model, persona or address.</small>" in text
     assert '<td class="cost none">–</td>' in text
     _, text = await see(proxy, f"/requests/{(await proxy.receipts())[0]['id']}")
-    assert "never counted as free" in text
+    assert "no use was reported" in text
+    assert "0 tokens" not in text
+    assert "unknown" not in text
 
 
 async def test_an_unknown_request_is_404_in_words(proxy):
@@ -282,6 +284,17 @@ async def test_a_setting_that_would_not_work_is_refused_and_the_file_stays(proxy
     assert why in answer.message
     assert config_txt.read_text() == config_text()
     assert sorted(path.name for path in config_txt.parent.iterdir()) == ["config.txt", "presets"]
+
+
+@pytest.mark.parametrize("demo", [True, False])
+async def test_the_demo_asks_for_no_restart_where_nothing_was_changed(tmp_path, anthropic, demo):
+    """It runs in practice mode whatever the settings say."""
+    async with running(tmp_path, anthropic.url, practice=demo) as proxy:
+        own = {"auto_open_browser": "false", "claude_config_dir": tmp_path / "home" / "claude"}
+        own |= {"api_base_url": anthropic.url, "data_dir": tmp_path / "data", "cache_planner": str(demo).lower()}
+        (tmp_path / "own" / "config.txt").write_text("".join(f"{key}={value}\n" for key, value in own.items()))
+        _, text = await see(proxy, "/settings")
+        assert ('id="waiting" role="status" hidden' in text) is demo
 
 
 async def test_what_is_set_elsewhere_is_changed_there(proxy, config_txt, tmp_path):

@@ -46,7 +46,7 @@ async def settings_page(request: web.Request) -> web.Response:
         settings=rows,
         problem=problem,
         file=request.app[PLACES][0],
-        waiting=any(row["waiting"] for row in rows),
+        waiting=any(row["waiting"] for row in rows if row["key"] != "practice"),  # which the command demo sets
     )
 
 

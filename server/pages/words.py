@@ -320,6 +320,7 @@ WORDS: dict[str, dict[str, str]] = {
         "extra": "The cache cost extra",
         "fee_web_search_requests": "Web searches in it",
         "fee_web_fetch_requests": "Pages fetched in it",
+        "unbilled": "There was no reply, and no use was reported.",
         "no_price": "Either nothing was used, or the price of this model or of a tool in it is not known. It is never "
         "counted as free.",
         "texts": "Before and after",
