@@ -175,7 +175,7 @@ def build(
     app[page.PERSONAS] = personas.all
     app[page.PRESETS] = personas
     app[page.PLACES] = (CONFIG_FILE, ENV_FILE, os.environ)
-    app[page.EXAMINE] = lambda: list(look(config))
+    app[page.EXAMINE] = lambda: list(look(config, personas))
     app[page.WARNINGS] = lambda: [
         *warnings,
         *keys.warnings,

@@ -39,7 +39,7 @@ def examine(config: Config) -> int:
     """Look at everything and print it. The exit status: 1 if something is wrong."""
     logging.getLogger("server").addHandler(logging.NullHandler())  # what is found is printed here, once
     findings = []
-    for finding in look(config):
+    for finding in look(config, Personas(TOP / "presets")):
         print(f"  {MARKS[finding.mark]} {finding.what}", flush=True)
         findings.append(finding)
     wrong = sum(finding.mark == "bad" for finding in findings)
@@ -47,7 +47,7 @@ def examine(config: Config) -> int:
     return 1 if wrong else 0
 
 
-def look(config: Config) -> Iterator[Finding]:
+def look(config: Config, personas: Personas) -> Iterator[Finding]:
     """Each check in turn, as it is done."""
     yield Finding("ok", "The settings can be read.")
     if config.practice:
@@ -64,7 +64,7 @@ def look(config: Config) -> Iterator[Finding]:
     if free < ROOM:
         yield Finding("bad", f"Only {free // 2**20} MiB are free on its disk. Make room, or sign-ins may get lost.")
     yield database(config.data_dir.expanduser())
-    yield from personas()
+    yield from about_personas(personas)
     yield from asyncio.run(sign_ins(config))
     if not config.practice:
         yield from asyncio.run(reach(config.api_base_url))
@@ -103,8 +103,7 @@ def database(folder: Path) -> Finding:
     return Finding("ok", "The client keys and books can be read.")
 
 
-def personas() -> Iterator[Finding]:
-    found = Personas(TOP / "presets")
+def about_personas(found: Personas) -> Iterator[Finding]:
     yield Finding("ok", f"Personas: {', '.join(persona.name for persona in found.all()) or 'none'}.")
     yield from (Finding("bad", f"presets/{name}.json {why}.") for name, why in sorted(found.problems.items()))
 

@@ -65,6 +65,13 @@ async def test_a_failed_request_is_listed_with_its_status_what_it_means_and_no_p
     assert "unknown" not in text
 
 
+async def test_a_request_refused_by_the_proxy_itself_went_nowhere(proxy):
+    answer = await proxy.ask(headers={})
+    _, text = await see(proxy, f"/requests/{answer.headers['x-receipt']}")
+    assert answer.status == 401
+    assert "went nowhere" in text
+
+
 async def test_an_unknown_request_is_404_in_words(proxy):
     status, text = await see(proxy, "/requests/req_none")
     assert status == 404
@@ -323,6 +330,17 @@ async def test_the_doctor_looks_at_everything(proxy):
     assert any("Nobody is signed in yet" in what for what in said)
     assert any("answers." in what for what in said)
     assert (await see(proxy, "/doctor"))[0] == 200
+
+
+async def test_a_look_at_the_doctor_does_not_fill_the_log(tmp_path, anthropic, caplog):
+    (tmp_path / "ruth.json").write_text('{"system": 5')
+    async with running(tmp_path, anthropic.url, presets=tmp_path) as proxy:
+        for _ in range(2):
+            told = (await proxy.owner("GET", "/api/doctor")).json["findings"]
+            assert any(finding["what"].startswith("presets/ruth.json is not") for finding in told)
+    logged = [words for words in caplog.messages if "ruth.json" in words]
+    assert len(set(logged)) == 1
+    assert len(logged) == 2, "once by the program, once by the page of the tests' own folder"
 
 
 # Keys and their holders

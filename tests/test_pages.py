@@ -300,6 +300,8 @@ async def test_a_refused_key_is_not_called_a_sign_in(tavern, browser):
     assert "key refused</span>" in text
     assert "Add a valid key</a>" in text
     assert "ign in again<" not in text
+    _, text, _ = await browser.see("/")
+    assert '<p class="strong">The saved API key is no longer accepted.</p>' in text, "the page need not be opened"
 
 
 async def test_each_account_is_shown_with_its_state_and_what_went_wrong(tavern, browser):

@@ -11,7 +11,7 @@ from server.pages.books import RECEIPTS, newest
 from server.pages.live import progress
 from server.pages.page import ACCOUNTS, CONFIG, PASSWORD, PERSONAS, owner_page
 from server.pages.requests import turn
-from server.payers import Account, Choice, choose, rank, settle
+from server.payers import OPEN_PAGE, Account, Choice, choose, rank, settle
 
 
 async def start_page(request: web.Request) -> web.Response:
@@ -39,7 +39,7 @@ def who_pays(accounts: tuple[Account, ...], now: float, choice: Choice) -> tuple
     try:
         first = choose(accounts, now)
     except ProxyError as error:
-        return [], error.message
+        return [], error.message.partition(f" {OPEN_PAGE}")[0]  # which is open
     ready = [account for account in accounts if settle(account, now).state == "ready"]
     equal = [account for account in ready if rank(account) == rank(first)]
     return equal if choice != "priority" and first in equal else [first], ""

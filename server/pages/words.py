@@ -97,7 +97,7 @@ WORDS: dict[str, dict[str, str]] = {
         "heading": "Who pays for the chats?",
         "lead": "Choose one way, or several. What you sign in with stays on this computer, in your own folder.",
         "heading_again": "Add another way to pay",
-        "there_are": "Chats are already paid by:",
+        "there_are": "Already here:",
         "see_accounts": "See the accounts",
         "practice": "In practice mode nobody pays: who signs in here is kept, and pays from the next start without it.",
         "unsaved": "It works for now, but could not be saved: {why}. It is tried again until it works.",
@@ -302,6 +302,7 @@ WORDS: dict[str, dict[str, str]] = {
         "tokens": "tokens",
         "changed": "What was changed, and why",
         "unchanged": "Nothing: it went on as it came.",
+        "not_sent": "Nothing: it was refused here, and went nowhere.",
         "changes_forgotten": "{n} changes. What each was is told until the proxy is started anew, or a thousand more "
         "requests have come.",
         "cache": "What the cache did",
