@@ -89,7 +89,7 @@ def database(folder: Path) -> Finding:
     keys = 0
     try:
         if path.exists() and path.stat().st_size:
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
                 (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
                 if found != "ok":
                     raise sqlite3.DatabaseError("its pages do not fit together")

@@ -347,6 +347,15 @@ def test_doctor_finds_nothing_wrong_on_a_good_machine(environ):
     assert "All is well." in said
 
 
+def test_doctor_reads_a_data_folder_that_is_named_from_where_one_stands(environ, tmp_path):
+    near = {**environ, "PROXY_DATA_DIR": os.path.relpath(tmp_path / "data", TOP)}
+    with Process(near) as process:
+        process.wait_for("To stop:")
+        status, said = run(near, "doctor")
+    assert status == 0, said
+    assert "The client keys and books can be read." in said
+
+
 def test_doctor_tells_practice_from_play(environ):
     _, said = run(environ, "doctor")
     assert "Practice mode is on" in said.splitlines()[1]
