@@ -11,7 +11,7 @@ import hashlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -100,7 +100,7 @@ class Chats:
         if chat is None:
             chat = Chat(f"chat_{secrets.token_hex(8)}", key_id, now, now, lines)
         else:
-            chat = replace(chat, last_at=now, lines=lines)
+            chat = Chat(chat.id, key_id, chat.began_at, now, lines)
         self._known[chat.id] = chat
         self._known.move_to_end(chat.id)
         if len(self._known) > KEPT:
@@ -113,6 +113,10 @@ class Chats:
 
     def _same(self, lines: frozenset[bytes], key_id: str) -> Chat | None:
         """The most alike; of equals the one used last. Chats of other keys are other people's."""
-        alike = [(likeness(chat, lines), chat) for chat in reversed(self._known.values()) if chat.key_id == key_id]
-        most, chat = max(alike, key=lambda pair: pair[0], default=(0.0, None))
-        return chat if most >= SAME else None
+        most, same = 0.0, None
+        for chat in reversed(self._known.values()):
+            if chat.key_id == key_id and (share := likeness(chat, lines)) > most:
+                most, same = share, chat
+                if share == 1:
+                    break
+        return same if most >= SAME else None

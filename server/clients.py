@@ -70,7 +70,7 @@ class Client:
 
     def check_models(self, body: Mapping[str, Any], models: Models) -> None:
         """The same for every model that a request names."""
-        for model in models_named(body):
+        for model in models_named(body) if self.models else ():
             self.check_model(model, models)
 
 

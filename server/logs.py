@@ -38,7 +38,7 @@ class Redacting(logging.Formatter):
         try:
             line = super().format(record)
         except Exception as error:  # the thread that writes must live on
-            line = f"A line of {record.filename}:{record.lineno} could not be made: {frames(error)}"
+            line = f"A line of {record.name} could not be made: {frames(error)}"
         return SECRET.sub(lambda match: f"…{match[0][-4:]}", line)
 
 
@@ -115,7 +115,8 @@ def set_up(level: str, stream: TextIO = sys.stderr) -> None:
     """All loggers write through one handler: ours from `level` on, others' warnings only. At DEBUG those quote what
     they work on: aiohttp a client's bytes, Pillow what is written inside a picture."""
     handler = LinesHandler(stream, Redacting("%(asctime)s  %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our lines do not name them
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # our lines do not name them,
+    logging._srcfile = None  # nor the place they come from
     root = logging.getLogger()
     root.handlers[:] = [handler]
     logging.getLogger("server").setLevel(level)

@@ -92,8 +92,9 @@ class Model:
 
     def gone(self, now: float) -> bool:
         """Whether it has left the API, as far as the table knows."""
-        today = datetime.fromtimestamp(now, UTC).date()
-        return self.retired is not None or (self.retires is not None and self.retires <= today)
+        if self.retired is not None or self.retires is None:
+            return self.retired is not None
+        return self.retires <= datetime.fromtimestamp(now, UTC).date()
 
     def price_of(self, prompt_tokens: int) -> Price | None:
         """The price band of a request: by its whole prompt, cache reads and writes included."""
@@ -308,7 +309,8 @@ def overlay(model: Model, item: Mapping[str, Any]) -> Model:
 
 
 def whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    """A count as JSON brings it; 0 for what is none."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def day(value: Any) -> date | None:
@@ -329,7 +331,7 @@ class Fee(NamedTuple):
 def fees_of(model: Model, usage: Mapping[str, Any]) -> list[Fee]:
     """The fees of a reply, besides its tokens."""
     used = usage.get("server_tool_use")
-    counts = {name: whole(count) for name, count in used.items()} if isinstance(used, Mapping) else {}
+    counts = {name: whole(count) for name, count in used.items()} if isinstance(used, dict) else {}
     return [Fee(name, n, n * model.fees[name] if name in model.fees else None) for name, n in counts.items() if n]
 
 
@@ -338,15 +340,12 @@ def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
 
     A usage without the split of its cache writes counts them as written for 5 minutes, the API's default.
     """
-
-    def tokens(name: str, of: Mapping[str, Any] = usage) -> int:
-        return whole(of.get(name))
-
     split = usage.get("cache_creation")
-    split = split if isinstance(split, Mapping) else {}
-    write_1h = tokens("ephemeral_1h_input_tokens", split)
-    write_5m = max(tokens("cache_creation_input_tokens") - write_1h, tokens("ephemeral_5m_input_tokens", split))
-    read, unread = tokens("cache_read_input_tokens"), tokens("input_tokens")
+    split = split if isinstance(split, dict) else {}
+    write_1h = whole(split.get("ephemeral_1h_input_tokens"))
+    write_5m = whole(usage.get("cache_creation_input_tokens")) - write_1h
+    write_5m = max(write_5m, whole(split.get("ephemeral_5m_input_tokens")))
+    read, unread = whole(usage.get("cache_read_input_tokens")), whole(usage.get("input_tokens"))
     prompt = unread + read + write_5m + write_1h
     price = model.price_of(prompt)
     fees = [fee.usd for fee in fees_of(model, usage)]
@@ -360,6 +359,6 @@ def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
         factor *= BATCH_FACTOR
     if usage.get("inference_geo") == "us":
         factor *= US_FACTOR
-    output = tokens("output_tokens") * price.output
+    output = whole(usage.get("output_tokens")) * price.output
     cached = unread * price.input + read * price.read + write_5m * price.write_5m + write_1h * price.write_1h
     return factor * (cached + output) + extra, factor * (prompt * price.input + output) + extra

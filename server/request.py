@@ -14,6 +14,7 @@ from server.errors import ProxyError
 
 LARGE = 2**20  # bytes of a body; work on larger ones is a thread's, so that other chats go on meanwhile
 MOST_MESSAGES = 100_000  # as the API itself
+NESTING = frozenset({dict, list})
 MAX_DEPTH = 100  # of brackets; Anthropic's schema needs about ten, tool schemas a few more
 LONE_SURROGATE = re.compile(
     rb"(?<!\\)((?:\\\\)*)"  # an even number of backslashes before, so that the escape is one
@@ -74,8 +75,8 @@ class ChatRequest:
     @property
     def length(self) -> int:
         """How many blocks its messages have; a bare text is one."""
-        contents = (message.get("content") for message in self.body["messages"])
-        return sum(len(content) if isinstance(content, list) else 1 for content in contents)
+        messages = self.body["messages"]
+        return sum(len(content) if isinstance(content := message.get("content"), list) else 1 for message in messages)
 
     def has(self, *kinds: str) -> bool:
         """Whether a block of one of these types stands in its messages, inside tool results too."""
@@ -157,7 +158,7 @@ def read_json(raw: bytes, *, mend: bool = True) -> tuple[dict[str, Any], str]:
             raise bad_json(second) from None
     if not isinstance(value, dict):
         raise ProxyError(400, "The request body is not a JSON object. Send a Messages API body: {…}.")
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
+    if deeper_than(value, MAX_DEPTH):
         raise ProxyError(400, f"The request body is nested more than {MAX_DEPTH} brackets deep. Send a flatter one.")
     return value, mended
 
@@ -185,14 +186,15 @@ def replace_lone_surrogates(raw: bytes) -> tuple[bytes, int]:
 
 
 def deeper_than(value: Any, limit: int) -> bool:
-    """Whether lists and objects stand more than `limit` deep; walks level by level, so it cannot overflow."""
+    """Whether the lists and objects of some JSON stand more than `limit` deep; walked level by level, so that nothing
+    overflows."""
     level = [value]
     for _ in range(limit + 1):
         level = [
             child
             for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) in NESTING
         ]
         if not level:
             return False

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from server.days import day_of, rfc3339
-from server.models import Models, cost, fees_of
+from server.models import Models, cost, fees_of, whole
 from server.request import Change
 
 if TYPE_CHECKING:
@@ -211,19 +211,14 @@ def told(turn: Receipt | Row) -> dict[str, Any]:
 
 def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
     """The five counters of a `usage` object; writes without a lifetime count as 5 minutes."""
-
-    def count(source: Mapping[str, Any], key: str) -> int:
-        value = source.get(key, 0)
-        return value if type(value) is int and value > 0 else 0
-
     split = usage.get("cache_creation")
-    hour = count(split, "ephemeral_1h_input_tokens") if isinstance(split, Mapping) else 0
+    hour = whole(split.get("ephemeral_1h_input_tokens")) if isinstance(split, dict) else 0
     return {
-        "input_tokens": count(usage, "input_tokens"),
-        "cache_write_5m_tokens": max(count(usage, "cache_creation_input_tokens") - hour, 0),
+        "input_tokens": whole(usage.get("input_tokens")),
+        "cache_write_5m_tokens": max(whole(usage.get("cache_creation_input_tokens")) - hour, 0),
         "cache_write_1h_tokens": hour,
-        "cache_read_tokens": count(usage, "cache_read_input_tokens"),
-        "output_tokens": count(usage, "output_tokens"),
+        "cache_read_tokens": whole(usage.get("cache_read_input_tokens")),
+        "output_tokens": whole(usage.get("output_tokens")),
     }
 
 

@@ -22,7 +22,7 @@ def test_a_line_that_cannot_be_made_is_told_without_its_words_and_the_next_ones_
         handler.emit(record("Signed in with %s", "sk-ant-api03-a-key-of-the-tests-0001"))
         handler.flush(60.0)
     first, *_, last = log.read_text(encoding="utf-8").splitlines()
-    assert first == "A line of room.py:7 could not be made: builtins.TypeError"
+    assert first == "A line of server could not be made: builtins.TypeError"
     assert last == "Signed in with …0001"
     assert "Once upon" not in log.read_text(encoding="utf-8")
 
