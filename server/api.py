@@ -338,7 +338,7 @@ async def read_body(request: web.Request) -> bytes:
         # request (seen with 3.14.5)
         body = io.BytesIO()
         while not request.content.at_eof():
-            body.write(await request.content.readany())
+            body.write((await request.content.readchunk())[0])
             if body.tell() > MAX_BODY:
                 request.content.set_exception(too_large)  # nor unpack the rest while it waits for the end
                 raise too_large
