@@ -43,13 +43,6 @@ class Request:
     followers: int = 0
     row: int = 0
     reply: str = ""  # the id of the reply to it; like the rest in memory alone
-    extra: float = 0.0  # what the chat cost up to here beyond no caching, in plain tokens; below 0 it saved
-    tokens: int = 0  # of the chat's prompts up to here
-
-    @property
-    def over(self) -> float:
-        """The share by which the chat cost more than without caching."""
-        return max(self.extra, 0.0) / max(self.tokens, 1)
 
     def followed(self, later: Prompt) -> tuple[list[tuple[int, int]], int]:
         """Its steps and the number of its followers, with this one."""

@@ -41,18 +41,35 @@ class Scope(NamedTuple):
 def seen(related: Sequence[Request], prompt: Prompt) -> list[Seen]:
     """What the earlier requests of a chat say about the next one, which counts as a follower of the last ones already:
     in a young chat nothing else is known."""
+    ways = [
+        one.followed(prompt) if number >= len(related) - LOOKAHEAD else (one.steps, one.followers)
+        for number, one in enumerate(related)
+    ]
     fronts: set[bytes] = set()
-    again = []  # whether the prompts in front had been sent before
-    for front in [*(one.prompt.front for one in related), prompt.front]:
-        again.append(front in fronts)
-        fronts.add(front)
-    told = []
-    for number, one in enumerate(related):
-        recent = number >= len(related) - LOOKAHEAD
-        steps, followers = one.followed(prompt) if recent else (one.steps, one.followers)
-        size, head, lead = len(one.prompt), one.prompt.head, one.prompt.lead
-        told.append(Seen(size, head, lead, one.pause, tuple(steps), followers, again[number] == again[-1]))
-    return told
+    again = set()  # numbers of those whose prompts in front had been sent before; the one that is planned comes last
+    for number, one in enumerate([*(one.prompt for one in related), prompt]):
+        if one.front in fronts:
+            again.add(number)
+        fronts.add(one.front)
+    grown = {  # of those that went on where an earlier one ended
+        number + k
+        for number, (one, (steps, _)) in enumerate(zip(related, ways, strict=True))
+        for k, agreed in steps
+        if agreed == len(one.prompt)
+    }
+    last = len(related)
+    return [
+        Seen(
+            length=len(one.prompt),
+            head=one.prompt.head,
+            lead=one.prompt.lead,
+            pause=one.pause,
+            steps=tuple(steps),
+            followers=followers,
+            alike=(number in again, number in grown) == (last in again, last in grown),
+        )
+        for number, (one, (steps, followers)) in enumerate(zip(related, ways, strict=True))
+    ]
 
 
 @dataclass(frozen=True)
@@ -149,26 +166,13 @@ class CacheMemory:
             rows.append((entry, None))
         self._save(entries=rows)
 
-    def remember(
-        self,
-        prompt: Prompt,
-        related: Iterable[Request],
-        at: float,
-        reply: str = "",
-        extra: float = 0.0,
-        tokens: int = 0,
-    ) -> Request:
-        """Keep a request that began, and let the ones before it know how far it agreed with them. `extra`: what it cost
-        beyond no caching, in plain tokens."""
+    def remember(self, prompt: Prompt, related: Iterable[Request], at: float, reply: str = "") -> Request:
+        """Keep a request that began, and let the ones before it know how far it agreed with them."""
         before = list(related)
         for one in before[-LOOKAHEAD:]:
             one.steps, one.followers = one.followed(prompt)
         pause = at - before[-1].at if before else None
         request = Request(prompt, at, pause if pause is not None and pause >= PROGRAM else None, reply=reply)
-        request.extra, request.tokens = extra, tokens
-        if before:
-            request.extra += before[-1].extra
-            request.tokens += before[-1].tokens
         gone = self._requests[0].row if len(self._requests) == REQUESTS else 0
         request.row = self._requests[-1].row + 1 if self._requests else 1
         self._requests.append(request)

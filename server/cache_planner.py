@@ -139,8 +139,7 @@ def draft(
         prompt, known, live = read(helped)
     related = memory.related(prompt)
     off = "counting" if request.counting else "" if terms.lifetimes else "refused"
-    over = related[-1].over if related else 0.0
-    marks = {} if off else plan_marks(prompt, live, seen(related, prompt), terms, over)
+    marks = {} if off else plan_marks(prompt, live, seen(related, prompt), terms)
     dead = [
         Lapsed(i, one.until - SECONDS[one.lifetime]) for i, one in known.items() if i not in live and one.since <= now
     ]
@@ -330,7 +329,7 @@ class CachePlanner:
             hit = found(plan, counts, stored)
             self._judge_lifetimes(plan, hit, started_at)
             memory.write(prompt, settled(plan, counts, stored, hit, started_at, began_at))
-        memory.remember(prompt, plan.related, started_at, reply, counts.surcharge(plan.terms), counts.prompt)
+        memory.remember(prompt, plan.related, started_at, reply)
         if plan.learned.head:
             memory.keep_head(*plan.learned.head)
         if plan.learned.window:
@@ -385,11 +384,6 @@ class Counts:
     @property
     def prompt(self) -> int:
         return self.read + self.written + self.plain
-
-    def surcharge(self, terms: Terms) -> float:
-        """What they cost beyond no caching, in plain tokens."""
-        written = (terms.write_5m - 1) * self.write_5m + (terms.write_1h - 1) * self.write_1h
-        return written - (1 - terms.read) * self.read
 
 
 def believed(plan: Plan, started_at: float, began_at: float) -> dict[int, Kept | None]:

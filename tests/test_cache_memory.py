@@ -240,13 +240,14 @@ def test_a_request_is_alike_if_its_prompts_in_front_were_as_new_as_these():
     assert [one.alike for one in seen(plan.related, plan.prompt)] == [False, False, True, True]
 
 
-def test_a_chat_keeps_an_account_of_what_caching_cost_it():
+def test_a_request_is_alike_if_it_goes_on_where_an_earlier_one_ended_as_this_one_does():
+    """An author's note in every second turn: turns without it go on from each other, those with it from none."""
     memory = CacheMemory(SECRET)
-    chat, bench = played(memory)
-    last = bench.plan(chat.ask(), 360.0)[1].related[-1]
-    assert last.tokens == bench.tokens
-    assert last.extra == pytest.approx(bench.cost - bench.tokens)
-    assert last.extra < 0
-    assert last.over == 0.0
-    last.extra = 0.25 * last.tokens
-    assert last.over == 0.25
+    chat, bench = Chat(seed=5, note=2, note_every=2, turns=8), Bench(memory)
+    for at in range(7):
+        chat.say()
+        bench.ask(chat.ask(), at * 60.0)
+        chat.reply()
+    chat.say()
+    _, plan = bench.plan(chat.ask(), 420.0)
+    assert [one.alike for one in seen(plan.related, plan.prompt)][-4:] == [True, False, True, False]

@@ -89,14 +89,7 @@ def test_one_kind_of_lifetime_is_used_where_only_that_is_taken():
         assert set(plan_marks(prompt(), {27: Held(kind, 999.0)}, STEADY, terms).values()) == {kind}
 
 
-def test_a_chat_in_debt_writes_only_what_is_likelier_to_come_back():
-    seen = [grew(n, [(1, n)] if n % 3 == 0 else [], followers=6) for n in range(10, 30, 2)]
-    assert plan_marks(prompt(), {}, seen, TERMS) != {}
-    assert plan_marks(prompt(), {}, seen, TERMS, over=0.25) == {}
-    assert plan_marks(prompt(), {}, STEADY, TERMS, over=0.25) != {}
-
-
-def test_requests_with_other_prompts_in_front_say_less():
+def test_requests_that_came_into_the_chat_in_another_way_say_less():
     def of(alike):
         seen = [replace(one, alike=alike) for one in STEADY[:3]] + [grew(n, [], followers=6) for n in (24, 26, 28)]
         return sum(one.chance for one in expected_returns(prompt(), seen))

@@ -24,9 +24,8 @@ LOOKAHEAD = 8  # later requests of the chat in which a prefix may come back
 
 NEW, OLD = 7, 3  # blocks thought about: ends of new entries, of living ones
 FADING = 0.95  # what a request says about the chat's next step, against the one after it
-CAUTION = 1.1  # extra costs are certain, gains are not: where they balance, nothing is written
-CAUTION_IN_DEBT = 5.0  # and more of it by each share that a chat cost over no caching: its guesses were bad so far
-OTHER_FRONT = 0.3  # and if its prompts in front were new to the chat and this one's are not, or the reverse
+CAUTION = 1.2  # extra costs are certain, gains are not: where they balance, nothing is written
+UNLIKE = 0.3  # and if it came into the chat in another way than the one that is planned
 SHIFTED, SHIFT = 0.15, 3  # the part of each guess that parts so many blocks earlier: texts injected vary in number
 # How a chat goes on that nobody knows yet: weight, blocks before the end; and the weight of the end of the system part.
 PRIOR_RETURNS = ((0.25, 0), (0.06, 5), (0.05, 9))
@@ -48,8 +47,9 @@ class Seen:
     """An earlier request of the chat and what became of it.
 
     `steps`: after how many requests one agreed with it further than any before, and on how many blocks. `pause`: the
-    seconds since the request before it; None where that says nothing about the player. `alike`: its prompts in front
-    were as new to the chat as those of the request that is planned.
+    seconds since the request before it; None where that says nothing about the player. `alike`: it came into the chat
+    like the request that is planned: its prompts in front had been sent before or not, and it went on where an earlier
+    one ended or not.
     """
 
     length: int
@@ -91,19 +91,15 @@ class Forecast(NamedTuple):
     plain: int = 0
 
 
-def plan_marks(
-    prompt: Prompt, live: Mapping[int, Held], seen: Iterable[Seen], terms: Terms, over: float = 0.0
-) -> dict[int, Lifetime]:
-    """The blocks to mark and the lifetime on each mark, in order. `live`: the blocks that end a believed entry; `over`:
-    the share by which the chat cost more so far than without caching."""
+def plan_marks(prompt: Prompt, live: Mapping[int, Held], seen: Iterable[Seen], terms: Terms) -> dict[int, Lifetime]:
+    """The blocks to mark and the lifetime on each mark, in order. `live`: the blocks that end a believed entry."""
     if not terms.lifetimes or (not live and tokens_at(prompt, len(prompt) - 1, terms) < terms.minimum):
         return {}  # nothing is to be found or kept: a short prompt needs no thought
     seen = tuple(seen)
     returns = list(expected_returns(prompt, seen))
     pauses = [one.pause for one in seen if one.pause is not None]
     tokens = [tokens_at(prompt, i, terms) for i in range(len(prompt))]
-    caution = CAUTION + CAUTION_IN_DEBT * over
-    worth = Worth(tokens, live, returns, [chances(pauses, k) for k in range(LOOKAHEAD + 1)], terms, caution)
+    worth = Worth(tokens, live, returns, [chances(pauses, k) for k in range(LOOKAHEAD + 1)], terms)
     return labelled(worth.best(candidates(prompt, live, returns, worth)), live, terms)
 
 
@@ -119,7 +115,7 @@ def expected_returns(prompt: Prompt, seen: Sequence[Seen]) -> Iterator[Return]:
     """How the chat went on after each earlier request, laid over this one."""
     samples, weight = [], 1.0
     for one in reversed(seen):
-        counts, followers = weight if one.alike else weight * OTHER_FRONT, min(one.followers, LOOKAHEAD)
+        counts, followers = weight if one.alike else weight * UNLIKE, min(one.followers, LOOKAHEAD)
         steps = [(k, laid_over(prompt, one, agreed)) for k, agreed in one.steps]
         samples.append((counts * (1 - SHIFTED), followers, steps))
         samples.append((counts * SHIFTED, followers, [(k, high - SHIFT) for k, high in steps]))
@@ -166,10 +162,8 @@ class Worth:
         returns: Sequence[Return],
         chances: Sequence[Mapping[Lifetime, float]],
         terms: Terms,
-        caution: float,
     ) -> None:
         self.hit = max(live, default=-1)
-        self._caution = caution
         self._tokens, self._live, self._returns, self._chances, self._terms = tokens, live, returns, chances, terms
         self._known: dict[int, tuple[float, float]] = {}
         self._checkpoint = self.checkpoint_factor()
@@ -239,7 +233,7 @@ class Worth:
         hour = max([read, *(self.upto(i) for i, lifetime in choice.items() if lifetime == "1h")])
         end = max([hour, *(self.upto(i) for i in choice)])
         extra = (self._terms.write_1h - 1) * (hour - read) + (self._terms.write_5m - 1) * (end - hour)
-        return gained - self._caution * extra
+        return gained - CAUTION * extra
 
     def read_later(self, places: Iterable[int], lifetime: Lifetime) -> float:
         value, low = 0.0, 0
