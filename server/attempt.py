@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -32,8 +31,7 @@ PASSED_BACK_PREFIXES = ("anthropic-ratelimit-", "anthropic-priority-")
 PASSED_ON = ("anthropic-user-profile-id", "anthropic-workspace-id")
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """One request on its way: who asks, what, with which headers of theirs, where to, and the receipt being written."""
 
     client: Client

@@ -6,7 +6,6 @@ Found by comparing digests, places and settings of this request with the ones be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -37,8 +36,7 @@ REASONS = {
 FINER = {"system": {"speaker", "setting"}, "messages": {"setting"}}  # kinds of ours that say the same more exactly
 
 
-@dataclass(frozen=True)
-class CacheStory:
+class CacheStory(NamedTuple):
     """The `cache` part of a receipt. `again`: tokens that stood in the request before and were not read; `cause`: the
     kind of `missed_because`."""
 

@@ -33,15 +33,14 @@ class Metrics:
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, str]] = Counter()
         self._cache: Counter[str] = Counter()
-        self._sums: Counter[str] = Counter()  # tokens by kind
+        self._tokens = [0] * len(COUNTERS)
         self._money = {"usd": 0.0, "usd_without_cache": 0.0, "unpriced": 0.0, "retries": 0.0}
         self._times = {"duration": [0, 0.0], "first_byte": [0, 0.0]}  # how many, and their seconds
 
     def count(self, receipt: Receipt, row: Row) -> None:
         """Count a request that has ended; `row` as in the books."""
         self._requests[receipt.kind, outcome_of(receipt)] += 1
-        for name in COUNTERS:
-            self._sums[name] += getattr(row, name)
+        self._tokens = [so_far + getattr(row, name) for so_far, name in zip(self._tokens, COUNTERS, strict=True)]
         self._money["retries"] += max(receipt.attempts - 1, 0)
         self._money["usd"] += row.usd or 0.0
         self._money["usd_without_cache"] += row.usd_without_cache or 0.0
@@ -71,8 +70,8 @@ class Metrics:
                 requests.add_metric([kind, outcome], self._requests[kind, outcome])
         yield requests
         tokens = CounterMetricFamily("tavern_tokens", "Tokens as the upstream counted them.", labels=["type"])
-        for name in COUNTERS:
-            tokens.add_metric([name.removesuffix("_tokens")], self._sums[name])
+        for name, so_far in zip(COUNTERS, self._tokens, strict=True):
+            tokens.add_metric([name.removesuffix("_tokens")], so_far)
         yield tokens
         cache = CounterMetricFamily(
             "tavern_cache", "What the prompt cache did for planned requests.", labels=["outcome"]

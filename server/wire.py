@@ -6,8 +6,7 @@ import asyncio
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import aiohttp
@@ -58,8 +57,7 @@ class Connections(aiohttp.TCPConnector):
         return any(protocol.is_connected() for protocol, _ in self._conns.get(likeness.connection_key, ()))
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """One request on a connection, and the answer's head; its body comes into `content`. `sending`: what is still on
     its way of a large request."""
 
