@@ -23,7 +23,7 @@ from server.start import BACKLOG, StartRefused, listen
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0  # how long open streams may finish after a signal
-YOUNG = 50_000  # objects until the collector looks for cycles: a request that goes well leaves none
+YOUNG = 50_000  # objects until the collector looks for cycles
 LAST_SECONDS = 0.3  # for what is still open then: time for a last event
 
 
@@ -68,11 +68,16 @@ async def run(config: Config, parts: Parts, sockets: list[socket.socket], port: 
     stop.listen()
     screen = Lines(sys.stdout)
     greet(screen, config, parts, port)
-    gc.freeze()  # what the start built stays: the collector need not look at it again
-    gc.set_threshold(YOUNG)
+    spare_the_collector()
     await stop.asked.wait()
     await drain(screen, runner, parts, stop)
     return 0
+
+
+def spare_the_collector() -> None:
+    """What the start built stays, and requests leave no cycles: there is little to look for."""
+    gc.freeze()
+    gc.set_threshold(YOUNG)
 
 
 async def drain(screen: Lines, runner: Runner, parts: Parts, stop: Stop) -> None:

@@ -376,6 +376,7 @@ def main() -> None:
         print(lag(given.loop, direct, folder), flush=True)
         if given.silence:
             print(silence(given.loop, direct, folder, given.silence), flush=True)
+    bench_plan.spare_the_collector()
     for line in bench_plan.report():
         print(line, flush=True)
 

@@ -2,7 +2,8 @@
 
 Chats of so many blocks go through the real planner, its memory and its journal, against the practice upstream's
 accounting; no network. Planned is what is done before a request is sent, learned what is done when its reply begins:
-CPU time, since a shared machine would show itself in any other. The first turn is left out, as it warms up.
+CPU time, since a shared machine would show itself in any other, with the garbage collector set as in the running
+program. The first turn is left out, as it warms up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from server.helps import Helps
 from server.models import Models
 from server.practice import accounting
 from server.request import ChatRequest
+from server.serve import spare_the_collector
 
 BLOCKS, TURNS = 600, 101
 HEAD = 12  # blocks in front of the story
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=BLOCKS)
     parser.add_argument("--turns", type=int, default=TURNS)
     given = parser.parse_args()
+    spare_the_collector()
     for line in report(given.blocks, given.turns):
         print(line, flush=True)
 
