@@ -31,6 +31,8 @@ from typing import Any
 import bench_plan
 from bench_servers import WORDS, length_of
 
+from server.serve import spare_the_collector
+
 TOP = Path(__file__).resolve().parent.parent
 KEY = "sk-ant-api03-bench"
 SERVE = [sys.executable, str(TOP / "util" / "bench_servers.py")]
@@ -376,7 +378,7 @@ def main() -> None:
         print(lag(given.loop, direct, folder), flush=True)
         if given.silence:
             print(silence(given.loop, direct, folder, given.silence), flush=True)
-    bench_plan.spare_the_collector()
+    spare_the_collector()
     for line in bench_plan.report():
         print(line, flush=True)
 
