@@ -17,10 +17,11 @@ from server.explain import Refusal, is_policy
 from server.helps import Helps
 from server.keepalive import KeepAlive
 from server.learned import Lessons, Live
-from server.lesson import MOST_LESSONS, Lesson, lesson, with_lessons
+from server.lesson import MOST_LESSONS, Lesson, with_lessons
 from server.models import Models
 from server.payers import Credential
 from server.presets import Persona
+from server.refusals import lesson_of
 from server.request import LARGE, Change, ChatRequest
 from server.rewrite import Context, Options, rewrite
 from server.rewrite.diagnostics import ask_why
@@ -129,7 +130,7 @@ class Fitting:
         """Whether a 400 taught something that mends the request. One try per model and rule."""
         if refusal.status != 400 or is_policy(refusal) or len(case.lessons) >= MOST_LESSONS:
             return False
-        if "learn" in self._options.skip_steps or (found := lesson(refusal.message, sent)) is None:
+        if "learn" in self._options.skip_steps or (found := lesson_of(refusal.message, sent)) is None:
             return False
         learned = Learned(credential.base_url, sent.model, found)
         if any((*learned[:2], found.rule) == (*one[:2], one.lesson.rule) for one in case.lessons):

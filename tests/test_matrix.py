@@ -7,12 +7,13 @@ import orjson
 import pytest
 
 from server.errors import ProxyError
-from server.lesson import MOST_LESSONS, lesson, with_lessons
+from server.lesson import MOST_LESSONS, with_lessons
 from server.models import Models
 from server.practice.blocks import row
 from server.practice.rules import refusal
 from server.practice.signatures import sign
 from server.presets import Persona
+from server.refusals import lesson_of
 from server.request import ChatRequest
 from server.rewrite import STEPS, Context, Options, rewrite, step_name
 from tests.shapes import CALL, RESULT, TOOL, assistant, shapes, user
@@ -280,7 +281,7 @@ def on_the_road(request, answer, known):
             Context("api_key", MODELS, lessons=with_lessons(known, request.model, learned.values()), now=NOW),
         )
         words = answer(sent)
-        found = lesson(words, sent) if words else None
+        found = lesson_of(words, sent) if words else None
         if found is None or found.rule in learned or len(learned) >= MOST_LESSONS:
             return sent, words, learned
         learned[found.rule] = found

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import ProxyError
-from server.lesson import lesson
 from server.models import Models
 from server.practice.rules import refusal
+from server.refusals import lesson_of
 from server.request import ChatRequest
 from server.rewrite import STEPS, Context, Options, readme_table, rewrite, step_name
 
@@ -236,7 +236,7 @@ def test_whatever_a_refusal_says_the_next_try_is_a_request_again(context, body, 
     learned = {}
     sent = rewrite(request, context)
     for message in said:
-        if found := lesson(message, sent):
+        if found := lesson_of(message, sent):
             learned[found.rule] = found
             assert found.change(model).detail.endswith(".")
         sent = rewrite(request, replace(context, lessons={model: tuple(learned.values())}))
