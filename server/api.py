@@ -24,7 +24,7 @@ from server.chats import Chat, Chats
 from server.clients import ClientKeys
 from server.errors import ProxyError
 from server.guard import REQUEST_ID, expect, wrong_type
-from server.listing import Listing
+from server.model_list import ModelList
 from server.presets import NAME, Personas
 from server.relay import Relay
 from server.reply import Reply
@@ -114,7 +114,7 @@ class Doors:
         budgets: Budgets,
         chats: Chats,
         relay: Relay,
-        listing: Listing,
+        listing: ModelList,
         traffic: Traffic,
         recorder: TraceRecorder | None,
         *,

@@ -32,9 +32,10 @@ from server.errors import ProxyError
 from server.fitting import Fitting
 from server.helps import Helps
 from server.keepalive import KeepAlive, Pings, Sleep
-from server.learned import Lessons, Live
-from server.listing import Listing
+from server.lesson_store import Lessons
+from server.live_models import LiveModels
 from server.metrics import Metrics
+from server.model_list import ModelList
 from server.models import Models
 from server.owner import Owner
 from server.pages import books as book_pages
@@ -109,7 +110,7 @@ def build(
     base_url = practice.url if practice else config.api_base_url.rstrip("/")
     accounts = accounts_of(config, base_url, clock)
     owner = Owner.at(data_dir, port, clock)
-    live, lessons = Live(models, clock=clock), Lessons(kept, models, clock=clock)
+    live, lessons = LiveModels(models, clock=clock), Lessons(kept, models, clock=clock)
     journal = Journal(kept, now=clock())
     memory = CacheMemory(owner.admin_token.encode(), journal)
     planner = CachePlanner(memory) if plans_cache(config) else None
@@ -152,7 +153,7 @@ def build(
         budgets,
         chats,
         relay,
-        Listing(relay, live, clock),
+        ModelList(relay, live, clock),
         traffic,
         recorder,
         warm=partial(upstream.warm, base_url),

@@ -16,8 +16,9 @@ from server.cache_why import tell
 from server.explain import Refusal, is_policy
 from server.helps import Helps
 from server.keepalive import KeepAlive
-from server.learned import Lessons, Live
 from server.lesson import MOST_LESSONS, Lesson, with_lessons
+from server.lesson_store import Lessons
+from server.live_models import LiveModels
 from server.models import Models
 from server.payers import Credential
 from server.presets import Persona
@@ -70,7 +71,7 @@ class Fitting:
 
     def __init__(
         self,
-        live: Live,
+        live: LiveModels,
         lessons: Lessons,
         planner: CachePlanner | None,
         keep_alive: KeepAlive | None,

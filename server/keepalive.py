@@ -20,7 +20,7 @@ from server.cache_planner import CachePlanner, Counts, Plan, mark_of
 from server.content import as_blocks, user_message
 from server.errors import ProxyError
 from server.explain import Refusal
-from server.learned import Live
+from server.live_models import LiveModels
 from server.payers import Credential
 from server.reply import Reply
 from server.request import Change, ChatRequest
@@ -105,7 +105,7 @@ class Pings:
         self,
         accounts: Accounts,
         attempts: Attempts,
-        live: Live,
+        live: LiveModels,
         receipts: Receipts,
         budgets: Budgets,
         *,

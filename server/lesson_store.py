@@ -1,19 +1,18 @@
-"""What the models have taught: refusals remembered over restarts, and what the live list of models says of them."""
+"""Lessons kept over restarts: what each upstream's models have refused."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, replace
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 from server.database import opened
 from server.files import private_folder
 from server.lesson import Lesson, with_lessons
-from server.models import Model, Models, day, overlay
+from server.models import Models
 
 log = logging.getLogger(__name__)
 
@@ -78,33 +77,3 @@ class Lessons:
         rows = database.execute("SELECT upstream, model, rule, value, refused, did FROM lessons ORDER BY at").fetchall()
         for upstream, model, *lesson_ in rows:
             self._known[upstream] = with_lessons(self.of(upstream), model, [Lesson(*lesson_)])
-
-
-class Live:
-    """The table of models with the live list laid over it, once somebody has read it."""
-
-    def __init__(self, models: Models, *, clock: Callable[[], float] = time.time) -> None:
-        self._table, self._clock = models, clock
-        self.models = models
-
-    def saw(self, items: Iterable[Any]) -> None:
-        """Take over what an answer of GET /v1/models says; models it has and the table has not are added."""
-        rows = {model.id: model for model in self._table.all}
-        for item in items:
-            name = item.get("id") if isinstance(item, Mapping) else None
-            if isinstance(name, str) and "claude" in name.lower():
-                row = laid_over(self._table, name, item, self._clock())
-                rows[row.id] = row
-        self.models = Models(rows.values(), version=self._table.version)
-
-
-def laid_over(table: Models, name: str, item: Mapping[str, Any], now: float) -> Model:
-    """The row of a model in the live list. One that is alive there is not gone, whatever date was set for that."""
-    found = table.find(name)
-    if found is None or name not in (found.id, *found.aliases):
-        like = table.like(name)
-        found = replace(like, id=name, aliases=(), known=False, retired=None, retires=None, successor="")
-        found = replace(found, released=day(item.get("created_at")) or like.released)
-    row = overlay(found, item)
-    alive = item.get("lifecycle") in ("active", "deprecated")
-    return replace(row, retired=None, retires=None) if alive and row.gone(now) else row

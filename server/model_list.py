@@ -10,17 +10,17 @@ import orjson
 
 from server.clients import Client
 from server.errors import ProxyError
-from server.learned import Live
+from server.live_models import LiveModels
 from server.relay import Relay
 from server.reply import Passing, Reply
 
 PATIENCE = 5.0  # seconds for the live list
 
 
-class Listing:
+class ModelList:
     """GET /v1/models and /v1/models/{id}."""
 
-    def __init__(self, relay: Relay, live: Live, clock: Callable[[], float]) -> None:
+    def __init__(self, relay: Relay, live: LiveModels, clock: Callable[[], float]) -> None:
         self._relay, self._live, self._clock = relay, live, clock
 
     async def answer(self, model: str, query: str, headers: Mapping[str, str], client: Client) -> Reply:
