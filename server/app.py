@@ -20,6 +20,7 @@ from server.api import MAX_BODY, Doors
 from server.attempt import Attempts, check_key
 from server.books import Books
 from server.budget import Budgets
+from server.cache_helps import CacheHelps
 from server.cache_journal import Journal
 from server.cache_memory import CacheMemory
 from server.cache_planner import CachePlanner
@@ -30,7 +31,6 @@ from server.days import begins, month_of
 from server.doctor import look
 from server.errors import ProxyError
 from server.fitting import Fitting
-from server.helps import Helps
 from server.keepalive import KeepAlive, Pings, Sleep
 from server.lesson_store import Lessons
 from server.live_models import LiveModels
@@ -132,7 +132,7 @@ def build(
         attempts,
         fitting,
         personas,
-        Helps(**{field.name: getattr(config, field.name) for field in fields(Helps)}),
+        CacheHelps(**{field.name: getattr(config, field.name) for field in fields(CacheHelps)}),
         keep_bodies=config.keep_bodies_in_memory > 0,
         practice=paid_by,
         clock=clock,

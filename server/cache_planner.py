@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.cache_journal import Kept, Request
 from server.cache_memory import PROGRAM, WEEK, CacheMemory, Scope, alive, seen
 from server.content import THOUGHTS, as_blocks, plural
-from server.helps import NO_HELPS, Helps
 from server.logs import frames
 from server.models import Model
 from server.prefix import UNREAD, Prompt, blocks, read_prompt, text_size
@@ -44,7 +44,7 @@ class Bounds:
     keeps its place in front."""
 
     ttl_allowed: bool = True
-    helps: Helps = NO_HELPS
+    helps: CacheHelps = NO_HELPS
     required_line: str = ""
 
 

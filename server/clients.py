@@ -15,11 +15,11 @@ from typing import Any
 import orjson
 
 from server.budget import NO_LIMITS, Limits
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.database import opened, set_database_aside
 from server.days import rfc3339
 from server.errors import ProxyError
 from server.files import PRIVATE_FILE, why, write_private
-from server.helps import NO_HELPS, Helps
 from server.models import Models
 from server.secret import presented
 
@@ -44,7 +44,7 @@ class Client:
     limits: Limits = NO_LIMITS
     models: tuple[str, ...] = ()  # that it may use; none: all
     personas: tuple[str, ...] = ()
-    helps: Helps = NO_HELPS
+    helps: CacheHelps = NO_HELPS
 
     @property
     def is_limited(self) -> bool:
@@ -335,7 +335,7 @@ def as_client(key_id: str, name: str, own: int, limits: str, models: str, person
         Limits.of(orjson.loads(limits)),
         tuple(orjson.loads(models)),
         tuple(orjson.loads(personas)),
-        Helps.of(orjson.loads(helps)),
+        CacheHelps.of(orjson.loads(helps)),
     )
 
 

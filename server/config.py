@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dotenv.parser import parse_stream
 
 from server.addresses import base_of, is_loopback, url_problem
-from server.helps import MOST_PINGS
+from server.cache_helps import MOST_PINGS
 
 TOP = Path(__file__).resolve().parent.parent
 CONFIG_FILE = TOP / "server" / "config.txt"

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from server.addresses import is_loopback
 from server.attempt import Asked
+from server.cache_helps import CacheHelps
 from server.cache_memory import Scope
 from server.cache_planner import Bounds, CachePlanner, Plan
 from server.cache_why import tell
 from server.explain import Refusal, is_policy
-from server.helps import Helps
 from server.keepalive import KeepAlive
 from server.lesson import MOST_LESSONS, Lesson, with_lessons
 from server.lesson_store import Lessons
@@ -57,7 +57,7 @@ class Case:
     """What one request is to be like, and what its refusals have taught so far."""
 
     persona: Persona | None
-    helps: Helps
+    helps: CacheHelps
     lessons: list[Learned] = field(default_factory=list)
     refused: Refused | None = None  # what the last lesson is about
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.errors import ProxyError
 from server.files import Stamp, stamp, why, write_private
-from server.helps import NO_HELPS, Helps
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Persona:
     suffix_thinking: str = ""
     model: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    helps: Helps = NO_HELPS
+    helps: CacheHelps = NO_HELPS
     title: str = ""
 
 
@@ -97,7 +97,7 @@ def read_persona(name: str, text: str) -> Persona:
         if not fits(value):
             raise PersonaError(f"must have {words} in “{key}”")
     try:
-        helps = Helps.of(data.get("helps"))
+        helps = CacheHelps.of(data.get("helps"))
     except ValueError as error:
         raise PersonaError(f"has a mistake in “helps”: {error}") from None
     return Persona(

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from server.accounts import Accounts
 from server.attempt import Asked, Attempts, passed_back
 from server.budget import OverBudget
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.clients import Client
 from server.errors import ProxyError
 from server.explain import Refusal, is_policy, remedy
 from server.fitting import Case, Fitting
 from server.health import rest_after
-from server.helps import NO_HELPS, Helps
 from server.oauth import Unavailable
 from server.payers import Credential, renew_later
 from server.presets import Personas
@@ -49,7 +49,7 @@ class Relay:
         attempts: Attempts,
         fitting: Fitting,
         personas: Personas,
-        helps: Helps,
+        helps: CacheHelps,
         *,
         keep_bodies: bool,
         practice: Credential | None = None,

@@ -1,9 +1,9 @@
 """A planner beside the practice upstream's accounting: what tests of the prompt cache play their chats against."""
 
+from server.cache_helps import CacheHelps
 from server.cache_memory import CacheMemory, Scope
 from server.cache_planner import Bounds, CachePlanner
 from server.cache_why import tell
-from server.helps import Helps
 from server.models import Models
 from server.practice import accounting
 from server.request import ChatRequest
@@ -72,7 +72,7 @@ def share_of(requests, **options):
     return bench.share
 
 
-BOTH = Helps(cache_late_lore=True, cache_steady_window=True)
+BOTH = CacheHelps(cache_late_lore=True, cache_steady_window=True)
 
 
 def bare(value):

@@ -6,9 +6,9 @@ from chats import Chat, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.cache_helps import CacheHelps
 from server.cache_memory import CacheMemory, Scope
 from server.cache_planner import Bounds, CachePlanner, draft
-from server.helps import Helps
 from server.practice import accounting
 from server.practice.rules import refusal
 from server.prefix import read_prompt
@@ -494,7 +494,7 @@ def test_no_chat_costs_more_than_a_little_above_no_caching_and_most_far_less(nam
 @pytest.mark.parametrize("shape", [{"lore": 6}, {"macro": "minute"}, {"lore": 6, "squash": True}], ids=str)
 def test_late_lore_makes_changing_heads_cheap(shape):
     asked = requests(seed=8, turns=25, earlier=40, **shape)
-    plain, helped = Bench(), Bench(helps=Helps(cache_late_lore=True))
+    plain, helped = Bench(), Bench(helps=CacheHelps(cache_late_lore=True))
     plain.play(asked)
     helped.play(asked)
     assert helped.share < 0.45

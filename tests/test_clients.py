@@ -6,10 +6,10 @@ from contextlib import closing
 import pytest
 
 from server.budget import Limits
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.clients import KEYS_LOST, OWNER, PREFIX, Client, ClientKeys, required
 from server.doctor import Finding, database
 from server.errors import ProxyError
-from server.helps import NO_HELPS, Helps
 from server.models import Models
 
 
@@ -228,9 +228,9 @@ def test_a_key_carries_its_limits_models_and_personas_over_a_restart(keys, tmp_p
 
 def test_a_keys_cache_helps_are_kept(keys, tmp_path):
     _, phone = keys.make("phone")
-    _, tablet = keys.make("tablet", helps=Helps(cache_late_lore=True))
+    _, tablet = keys.make("tablet", helps=CacheHelps(cache_late_lore=True))
     again = ClientKeys(tmp_path)
-    assert (again.find(phone).helps, again.find(tablet).helps) == (NO_HELPS, Helps(cache_late_lore=True))
+    assert (again.find(phone).helps, again.find(tablet).helps) == (NO_HELPS, CacheHelps(cache_late_lore=True))
     again.close()
 
 

@@ -6,10 +6,10 @@ from random import Random
 import pytest
 from playwright.async_api import expect
 
+from server.cache_helps import CacheHelps
 from server.cache_why import CacheStory
 from server.chats import Chat
 from server.config import Config
-from server.helps import Helps
 from server.pages import books as book_pages
 from server.pages import page as page_room
 from server.usage import Receipt
@@ -144,7 +144,7 @@ async def test_a_persona_is_written_by_keyboard_changed_and_deleted(tavern, pers
     await expect(page.locator("#result")).to_contain_text("Saved: Tamsin of the lamps.")
     (persona,) = tavern.presets.all()
     assert (persona.title, persona.settings) == ("Tamsin of the lamps", {"temperature": 0.9})
-    assert persona.helps == Helps(cache_late_lore=True, cache_keepalive_pings=3)
+    assert persona.helps == CacheHelps(cache_late_lore=True, cache_keepalive_pings=3)
     (tavern.presets.path("brindle")).write_text('{"system": ')
     await looks_right(page, f"{tavern.url}/personas", pictures, "personas")
     await page.get_by_role("link", name="Mend presets/brindle.json").click()

@@ -5,13 +5,13 @@ from chats import Chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.helps import Helps
+from server.cache_helps import CacheHelps
 from server.rewrite import late_lore
 from server.rewrite.late_lore import Head, Lines, after, choose_head
 
 MODEL = MODELS.like("claude-sonnet-4-6")
 TAKES_SYSTEM = MODELS.like("claude-opus-5")
-LATE = Helps(cache_late_lore=True)
+LATE = CacheHelps(cache_late_lore=True)
 MESSAGES = [
     {"role": "user", "content": "Hello"},
     {"role": "assistant", "content": "Well met"},

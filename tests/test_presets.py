@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.errors import ProxyError
-from server.helps import NO_HELPS, Helps
 from server.presets import LARGEST, NAME, RESERVED, PersonaError, Personas, read_persona
 
 SHIPPED = sorted((Path(__file__).parent.parent / "presets").iterdir())
@@ -391,7 +391,7 @@ def test_a_setting_the_api_would_refuse_is_refused_with_the_file(key, value):
 
 def test_a_persona_may_choose_cache_helps():
     helps = {"cache_steady_window": True, "cache_keepalive_pings": 3}
-    assert read_persona("ruth", json.dumps({"system": "x", "helps": helps})).helps == Helps(None, True, 3)
+    assert read_persona("ruth", json.dumps({"system": "x", "helps": helps})).helps == CacheHelps(None, True, 3)
     assert read_persona("ruth", '{"system": "x"}').helps == NO_HELPS
     with pytest.raises(PersonaError, match="has a mistake in “helps”: cache_late_lore must be true, false or null"):
         read_persona("ruth", '{"system": "x", "helps": {"cache_late_lore": "yes"}}')

@@ -5,10 +5,10 @@ from itertools import pairwise
 from cache_bench import SECRET, Bench
 from chats import Chat
 
-from server.helps import Helps
+from server.cache_helps import CacheHelps
 from server.rewrite.steady_window import Story, Window, after, choose_window, slid, steady_window
 
-STEADY = Helps(cache_steady_window=True)
+STEADY = CacheHelps(cache_steady_window=True)
 
 
 def messages(first, last):

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from server.cache_helps import CacheHelps
 from server.cache_journal import Journal
 from server.cache_memory import CacheMemory, Scope
 from server.cache_planner import Bounds, CachePlanner
-from server.helps import Helps
 from server.models import Models
 from server.practice import accounting
 from server.request import ChatRequest
@@ -75,15 +75,15 @@ def rewritten(blocks: int, turns: int) -> Iterator[dict[str, Any]]:
         yield chat
 
 
-CHATS: Mapping[str, tuple[Callable[[int, int], Iterator[dict[str, Any]]], Helps]] = {
-    "first sight": (first_sight, Helps()),
-    "growing chat": (growing, Helps()),
-    "rewritten head": (rewritten, Helps()),
-    "rewritten head, both helps": (rewritten, Helps(cache_late_lore=True, cache_steady_window=True)),
+CHATS: Mapping[str, tuple[Callable[[int, int], Iterator[dict[str, Any]]], CacheHelps]] = {
+    "first sight": (first_sight, CacheHelps()),
+    "growing chat": (growing, CacheHelps()),
+    "rewritten head": (rewritten, CacheHelps()),
+    "rewritten head, both helps": (rewritten, CacheHelps(cache_late_lore=True, cache_steady_window=True)),
 }
 
 
-def played(chat: Iterator[dict[str, Any]], helps: Helps, folder: Path) -> Iterator[Turn]:
+def played(chat: Iterator[dict[str, Any]], helps: CacheHelps, folder: Path) -> Iterator[Turn]:
     """Each request of a chat planned, billed and learned from."""
     model = Models.load().like(MODEL)
     entries: dict[bytes, accounting.Entry] = {}

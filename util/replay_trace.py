@@ -21,11 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "util")]
 import hindsight  # noqa: E402
 from hindsight import FIRST_BYTE, Hindsight  # noqa: E402
 
+from server.cache_helps import CacheHelps  # noqa: E402
 from server.cache_memory import CacheMemory, Scope  # noqa: E402
 from server.cache_planner import Bounds, CachePlanner  # noqa: E402
 from server.cache_why import tell  # noqa: E402
 from server.errors import ProxyError  # noqa: E402
-from server.helps import Helps  # noqa: E402
 from server.models import Model, Models  # noqa: E402
 from server.practice import accounting  # noqa: E402
 from server.practice.accounting import Bill, Entry, Prompt  # noqa: E402
@@ -144,11 +144,11 @@ SILLYTAVERN = {
 }
 RULES = {"automatic": automatic, "last user": last_users(1), "last 2 users": last_users(2)}
 OURS = {
-    "ours": (True, Helps()),
-    "ours, 5m only": (False, Helps()),
-    "ours + late lore": (True, Helps(cache_late_lore=True)),
-    "ours + steady window": (True, Helps(cache_steady_window=True)),
-    "ours + both": (True, Helps(cache_late_lore=True, cache_steady_window=True)),
+    "ours": (True, CacheHelps()),
+    "ours, 5m only": (False, CacheHelps()),
+    "ours + late lore": (True, CacheHelps(cache_late_lore=True)),
+    "ours + steady window": (True, CacheHelps(cache_steady_window=True)),
+    "ours + both": (True, CacheHelps(cache_late_lore=True, cache_steady_window=True)),
 }
 
 
@@ -175,7 +175,12 @@ def by_rule(trace: Sequence[Asked], marker: Marker) -> Replay:
 
 
 def by_planner(
-    trace: Sequence[Asked], models: Models, *, ttl: bool = True, helps: Helps | None = None, back_to_back: bool = False
+    trace: Sequence[Asked],
+    models: Models,
+    *,
+    ttl: bool = True,
+    helps: CacheHelps | None = None,
+    back_to_back: bool = False,
 ) -> Replay:
     """The chat as the proxy would send it. Back to back, the planner's clock shows no pauses, but the bill's does."""
     planner = CachePlanner(CacheMemory(b"replay"))
@@ -189,7 +194,7 @@ def by_planner(
             one.model,
             Scope("replay", "key"),
             now,
-            Bounds(ttl, helps or Helps()),
+            Bounds(ttl, helps or CacheHelps()),
         )
         prompt = accounting.read_prompt(sent.body, one.model)
         bill, changed = accounting.settle(entries, prompt, one.model.min_cacheable, one.at, FIRST_BYTE)

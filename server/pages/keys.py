@@ -8,12 +8,12 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from server.budget import Budgets, Limits
+from server.cache_helps import NO_HELPS, CacheHelps
 from server.clients import Client, ClientKeys
 from server.days import begins, day_of, next_day, next_month, rfc3339
 from server.errors import ProxyError
-from server.helps import NO_HELPS, Helps
 from server.pages.books import BOOKS, NEVER
-from server.pages.helps import help_rows
+from server.pages.cache_helps import help_rows
 from server.pages.page import CONFIG, PASSWORD, answer, owner_page, read_name, read_object, route
 from server.presets import NAME
 
@@ -143,7 +143,7 @@ def may_use(body: dict[str, Any]) -> dict[str, Any]:
             found[field] = names(body[field] or [], field)
     if "helps" in body:
         try:
-            found["helps"] = Helps.of(body["helps"])
+            found["helps"] = CacheHelps.of(body["helps"])
         except ValueError as error:
             raise ProxyError(400, f"helps: {error}.") from None
     return found

@@ -7,9 +7,9 @@ import asyncio
 import orjson
 from aiohttp import hdrs, web
 
+from server.cache_helps import NO_HELPS
 from server.errors import ProxyError
-from server.helps import NO_HELPS
-from server.pages.helps import help_rows
+from server.pages.cache_helps import help_rows
 from server.pages.page import CONFIG, PRESETS, answer, owner_page, route
 from server.presets import LARGEST, TEXTS, Persona, PersonaError, read_persona
 

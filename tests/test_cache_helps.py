@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.helps import NO_HELPS, Helps
+from server.cache_helps import NO_HELPS, CacheHelps
 from tests.running import running
 
 LORE = "cache_late_lore"
@@ -12,9 +12,9 @@ PINGS = "cache_keepalive_pings"
 
 
 def test_what_is_not_chosen_is_left_to_the_next():
-    key, persona = Helps(cache_late_lore=False), Helps(cache_late_lore=True, cache_keepalive_pings=0)
-    settings = Helps(False, True, 5)
-    assert key.over(persona).over(settings) == Helps(False, True, 0)
+    key, persona = CacheHelps(cache_late_lore=False), CacheHelps(cache_late_lore=True, cache_keepalive_pings=0)
+    settings = CacheHelps(False, True, 5)
+    assert key.over(persona).over(settings) == CacheHelps(False, True, 0)
     assert NO_HELPS.over(settings) == settings == settings.over(persona)
 
 
@@ -24,9 +24,9 @@ def test_what_is_not_chosen_is_left_to_the_next():
     ids=str,
 )
 def test_helps_are_read_as_they_were_given(given):
-    read = Helps.of(given)
+    read = CacheHelps.of(given)
     assert {name: value for name, value in read.public().items() if name in (given or {})} == (given or {})
-    assert Helps.of(read.public()) == read
+    assert CacheHelps.of(read.public()) == read
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_helps_are_read_as_they_were_given(given):
 )
 def test_anything_else_is_refused_in_words(given, why):
     with pytest.raises(ValueError, match=why):
-        Helps.of(given)
+        CacheHelps.of(given)
 
 
 # On the road

@@ -1,4 +1,4 @@
-"""The opt-in helps of the prompt cache: which a request gets, by its client key, persona and the settings."""
+"""The opt-in helps of the prompt cache, and which of them a request gets: by client key, persona, settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST_PINGS = 100  # in one pause: some eight hours
 
 
 @dataclass(frozen=True)
-class Helps:
+class CacheHelps:
     """Under the names of their settings. None: not chosen here, so that whoever comes next decides."""
 
     cache_late_lore: bool | None = None
@@ -21,18 +21,18 @@ class Helps:
         """Whether one of those that move or leave out text is chosen."""
         return bool(self.cache_late_lore or self.cache_steady_window)
 
-    def over(self, others: Helps) -> Helps:
+    def over(self, others: CacheHelps) -> CacheHelps:
         """These, and the others where nothing is chosen."""
         if self == NO_HELPS:
             return others
         mine, theirs = self.public(), others.public()
-        return Helps(**{name: theirs[name] if value is None else value for name, value in mine.items()})
+        return CacheHelps(**{name: theirs[name] if value is None else value for name, value in mine.items()})
 
     def public(self) -> dict[str, Any]:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @classmethod
-    def of(cls, given: object) -> Helps:
+    def of(cls, given: object) -> CacheHelps:
         """The helps in a JSON object; null: not chosen. Raises ValueError with a sentence without its full stop."""
         if given is None:
             return NO_HELPS
@@ -49,4 +49,4 @@ class Helps:
         return cls(**given)
 
 
-NO_HELPS = Helps()
+NO_HELPS = CacheHelps()
