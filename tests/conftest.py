@@ -66,6 +66,15 @@ def clock():
     return Clock()
 
 
+@pytest.fixture
+async def pool(tmp_path, oauth, clock):
+    """The accounts on a folder of their own; nobody is signed in."""
+    from tests.pools import make_pool, started
+
+    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
+        yield pool
+
+
 def left_out(config):
     """`(test, reason)` of each skipped test."""
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])

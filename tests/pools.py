@@ -12,6 +12,7 @@ import pytest
 
 from server.accounts import Accounts
 from server.claude_code import ClaudeCodeSettings
+from server.errors import ProxyError
 from server.oauth import OAuthSettings, Tokens
 
 TOP = Path(__file__).resolve().parent.parent
@@ -136,3 +137,10 @@ def open_to_all(path):
     for folder in (path, *path.parents):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
+
+
+async def refused(coroutine):
+    """The error that it raises."""
+    with pytest.raises(ProxyError) as raised:
+        await coroutine
+    return raised.value

@@ -9,9 +9,8 @@ import sys
 import pytest
 
 from server.ant import config_dir, profiles
-from server.errors import ProxyError
 from tests.fake_oauth import FakeOAuth
-from tests.pools import NOW, UPSTREAM, make_pool, needs_posix, started, stored, write_json
+from tests.pools import NOW, UPSTREAM, make_pool, needs_posix, refused, started, stored, write_json
 
 pytestmark = pytest.mark.anyio
 
@@ -49,12 +48,6 @@ def put_credentials(folder, name, pair, now):
         folder / "ant" / "credentials" / f"{name}.json",
         {"version": "1.0", "type": "oauth_token", **pair, "expires_at": int(now) + LIFE, "ofTomorrow": [1]},
     )
-
-
-async def refused(coroutine):
-    with pytest.raises(ProxyError) as raised:
-        await coroutine
-    return raised.value
 
 
 # ---- finding

@@ -8,7 +8,6 @@ import stat
 import pytest
 
 from server.claude_code import credentials_file, tokens_in
-from server.errors import ProxyError
 from server.wallet import CLAUDE_CODE
 from tests.pools import (
     NOW,
@@ -17,6 +16,7 @@ from tests.pools import (
     make_pool,
     needs_posix,
     open_to_all,
+    refused,
     started,
     stored,
     write_json,
@@ -58,12 +58,6 @@ def put_login(folder, pair, now=NOW):
 
 def login_in(path):
     return json.loads(path.read_bytes())["claudeAiOauth"]
-
-
-async def refused(coroutine):
-    with pytest.raises(ProxyError) as raised:
-        await coroutine
-    return raised.value
 
 
 # ---- where, and what

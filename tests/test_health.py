@@ -2,16 +2,15 @@
 
 from collections import Counter
 from datetime import UTC, datetime
-from math import inf
+from math import inf, nan
 
 import pytest
 
 from server.errors import ProxyError
 from server.explain import Refusal
-from server.health import GENTLE_SECONDS, Gauge, Rest, gauges_of, nearly_empty, rest_after
+from server.health import GENTLE_SECONDS, Gauge, Rest, gauges_of, longer_rest, nearly_empty, rest_after
 from server.payers import Account, choose
-from tests.fake_oauth import FakeOAuth
-from tests.pools import NOW, make_pool, started
+from tests.pools import NOW
 
 pytestmark = pytest.mark.anyio
 UNIFIED = "anthropic-ratelimit-unified-"
@@ -134,13 +133,29 @@ def test_round_robin_takes_turns_and_priority_takes_the_first():
     assert {choose(POOL, NOW, choice="priority", conversation=f"{i}").id for i in range(9)} == {"a"}
 
 
-# -- rests that end early
+# -- rests
 
 
-@pytest.fixture
-async def pool(tmp_path, clock):
-    async with FakeOAuth().serving() as oauth, started(make_pool(tmp_path, oauth.url, clock)) as made:
-        yield made
+def test_a_new_rest_never_shortens_the_one_that_holds():
+    long = longer_rest(None, NOW + 3600, "five hours", NOW)
+    assert longer_rest(long, NOW + 60, "a minute", NOW) == long
+    assert longer_rest(long, NOW + 7200, "longer", NOW).reason == "longer"
+    assert longer_rest(long, NOW + 3660, "later", NOW + 3601).reason == "later"
+
+
+@pytest.mark.parametrize(
+    ("until", "end"), [(NOW - 5, NOW + 1), (NOW, NOW + 1), (nan, NOW + 60), (inf, inf), (-inf, NOW + 1), (1e30, inf)]
+)
+def test_a_rest_lasts_at_least_a_second_and_one_beyond_a_year_has_no_end(until, end):
+    assert longer_rest(None, until, "limit", NOW).until == end
+
+
+def test_a_clock_set_back_by_a_day_ends_a_rest():
+    rest = Rest(NOW, NOW + 60, "limit")
+    assert rest.holds(NOW + 59)
+    assert not rest.holds(NOW + 60)
+    assert rest.holds(NOW - 1)
+    assert not rest.holds(NOW - 86400)
 
 
 def test_a_rest_is_tried_gently_and_never_where_only_the_owner_ends_it():
