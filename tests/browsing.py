@@ -151,3 +151,14 @@ TOO_PALE = """() => {
   }
   return pale;
 }"""
+
+
+async def begin_sign_in(person, page):
+    """Start a subscription sign-in; the code Claude's page shows."""
+    await page.get_by_label("I understand").check()
+    async with person.context.expect_page() as opened:
+        await page.get_by_role("button", name="Sign in with Claude").click()
+    theirs = await opened.value
+    code = await theirs.locator("#code").inner_text()
+    await theirs.close()
+    return code

@@ -75,6 +75,50 @@ async def pool(tmp_path, oauth, clock):
         yield pool
 
 
+@pytest.fixture
+async def tavern(tmp_path):
+    """The pages alone, before real accounts, sign-ins and owner."""
+    from tests.pages_app import running
+
+    async with running(tmp_path / "data") as tavern:
+        yield tavern
+
+
+@pytest.fixture
+async def browser(tavern):
+    """The owner at those pages, by HTTP alone."""
+    from tests.pages_app import Browser
+
+    async with Browser(tavern) as browser:
+        yield browser
+
+
+@pytest.fixture
+async def stranger(tavern):
+    """Somebody without the owner's cookie."""
+    from tests.pages_app import Browser
+
+    async with Browser(tavern, owner=False) as browser:
+        yield browser
+
+
+@pytest.fixture
+async def person(tavern):
+    """The owner at those pages, in a real Chromium."""
+    from tests.browsing import browsing
+
+    async with browsing(tavern) as person:
+        yield person
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Where screenshots go."""
+    from tests.browsing import picture_folder
+
+    return picture_folder(tmp_path)
+
+
 def left_out(config):
     """`(test, reason)` of each skipped test."""
     skipped = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])

@@ -7,9 +7,13 @@ import hashlib
 import json
 import secrets
 import socket
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 from aiohttp import web
 
 from server import guard, pages
@@ -27,6 +31,8 @@ from server.pages import keys as key_pages
 from server.presets import Persona, Personas
 from server.signin import SignIn
 
+HTML = {"Accept": "text/html"}
+HOSTILE = "<img src=x onerror=alert(1)>'\"&{{ 7*7 }}"
 KEY = "sk-ant-api03-a-key-of-the-tests-0001"
 SHOWS_THE_CODE = "/shows-the-code"  # the redirect address at which Claude's page shows a code to copy
 PERSONAS = [
@@ -136,6 +142,50 @@ class Tavern:
         self.news.changed()
 
 
+class Browser:
+    """A client with the owner's cookie, and what the tests ask of it."""
+
+    def __init__(self, tavern, *, owner=True):
+        self.tavern = tavern
+        self.http = aiohttp.ClientSession(tavern.url, cookies=tavern.cookie if owner else None)
+        self.cookies = self.http.cookie_jar
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *failed):
+        await self.http.close()
+
+    async def say(self, method, path, body=None, **options):
+        """(status, JSON) of an answer."""
+        async with self.http.request(method, path, json=body, allow_redirects=False, **options) as answer:
+            return answer.status, await answer.json() if answer.status != 204 else None
+
+    async def see(self, path, **options):
+        """(status, text, headers) of a page."""
+        async with self.http.get(path, headers=HTML, allow_redirects=False, **options) as answer:
+            assert answer.content_type == "text/html"
+            # the renderer writes even the harmless slash as an entity
+            return answer.status, (await answer.text()).replace("&#x2f;", "/"), answer.headers
+
+    async def start(self):
+        """A new attempt: its state and its challenge, as Claude's page learns them."""
+        status, attempt = await self.say("POST", "/auth/start", {"understood": True})
+        assert status == 200
+        query = parse_qs(urlsplit(attempt["authorize_url"]).query)
+        assert query["state"] == [attempt["state"]]
+        return attempt["state"], query["code_challenge"][0]
+
+    async def sign_in(self):
+        state, challenge = await self.start()
+        return await self.say("POST", "/auth/submit", {"code": f"{self.tavern.claude.code(challenge)}#{state}"})
+
+
+def message(answer):
+    """The words of an error that `Browser.say` got."""
+    return answer[1]["error"]["message"]
+
+
 async def serve(app, bound):
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
     await runner.setup()
@@ -146,6 +196,7 @@ async def serve(app, bound):
 @asynccontextmanager
 async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=None, **config):
     """The pages on a port of their own; `lands_here`: Claude's page sends the browser back, and shows no code."""
+    data_dir.mkdir(mode=0o700, exist_ok=True)
     claude = claude or Claude()
     other = socket.create_server(("127.0.0.1", 0))
     claude.url = f"http://127.0.0.1:{other.getsockname()[1]}"
@@ -225,3 +276,31 @@ def ant_profile(folder, name="default"):
     (folder / "credentials" / f"{name}.json").write_text(json.dumps({**token, "expires_at": 4102444800}))
     (folder / "active_config").write_text(name)
     return {"ANTHROPIC_CONFIG_DIR": str(folder)}
+
+
+def turn(i=0, **other):
+    """A row of GET /api/requests."""
+    tokens = {"input_tokens": 820, "cache_write_5m_tokens": 400, "cache_write_1h_tokens": 0}
+    return {
+        "id": f"req_{i}",
+        "at": datetime.fromtimestamp(time.time() - 130 * i, UTC).isoformat(),
+        "model": "claude-sonnet-5",
+        "persona": None,
+        "status": 200,
+        "ended": "whole",
+        "tokens": {**tokens, "cache_read_tokens": 18230, "output_tokens": 412},
+        "usd": 0.0131,
+        "usd_without_cache": 0.062,
+        "cache": {"outcome": "partial"},
+        **other,
+    }
+
+
+TURNS = [
+    turn(0),
+    turn(1, model="claude-opus-4-8", persona="lampwright", cache={"outcome": "hit"}),
+    turn(2, status=529, ended="error", usd=None, usd_without_cache=None, cache={"outcome": "off"}),
+    turn(
+        3, model="claude-haiku-4-5-20251001", ended="client_left", cache={"outcome": "miss"}, usd_without_cache=0.0131
+    ),
+]

@@ -13,7 +13,7 @@ from server.config import Config
 from server.pages import books as book_pages
 from server.pages import page as page_room
 from server.usage import Receipt
-from tests.browsing import HARD_TO_HEAR, NEEDED, TOO_PALE, browsing, looks_right, picture_folder, tab_to
+from tests.browsing import HARD_TO_HEAR, NEEDED, TOO_PALE, browsing, looks_right, tab_to
 from tests.fakes import error, fake_anthropic, plain
 from tests.running import running
 
@@ -65,11 +65,6 @@ async def tavern(tmp_path, settings):
 async def person(tavern):
     async with browsing(tavern) as person:
         yield person
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    return picture_folder(tmp_path)
 
 
 async def test_a_request_is_opened_from_the_list_by_keyboard_and_looks_right(tavern, person, pictures):

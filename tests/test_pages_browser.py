@@ -1,81 +1,17 @@
-"""The pages in a real Chromium: every state, by keyboard, on a phone, in the dark; and what foreign pages try."""
+"""The pages in a real Chromium: every way through them, by keyboard, and what can go wrong on it."""
 
-import json
 import re
-import socket
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack
 
-import pytest
-from aiohttp import web
 from playwright.async_api import expect
 
-from server.pages import page as page_room
-from server.presets import Persona
-from tests.browsing import NEEDED, browsing, looks_right, picture_folder, tab_to
-from tests.pages_app import KEY, ant_profile, claude_code_login, running, serve
+from tests.browsing import NEEDED, begin_sign_in, browsing, tab_to
+from tests.pages_app import KEY, TURNS, ant_profile, claude_code_login, running
 
 HOSTILE = "<img src=x onerror=fired()><script>fired()</script>'\"></p>"
-FAR = time.time() + 300 * 86400
 
 pytestmark = NEEDED
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    return picture_folder(tmp_path)
-
-
-@pytest.fixture
-async def tavern(tmp_path):
-    async with running(tmp_path / "data") as tavern:
-        yield tavern
-
-
-@pytest.fixture(autouse=True)
-def data_dir(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-@pytest.fixture
-async def person(tavern):
-    async with browsing(tavern) as person:
-        yield person
-
-
-def turn(i=0, **other):
-    """A row of GET /api/requests."""
-    tokens = {"input_tokens": 820, "cache_write_5m_tokens": 400, "cache_write_1h_tokens": 0}
-    return {
-        "id": f"req_{i}",
-        "at": datetime.fromtimestamp(time.time() - 130 * i, UTC).isoformat(),
-        "model": "claude-sonnet-5",
-        "persona": None,
-        "status": 200,
-        "ended": "whole",
-        "tokens": {**tokens, "cache_read_tokens": 18230, "output_tokens": 412},
-        "usd": 0.0131,
-        "usd_without_cache": 0.062,
-        "cache": {"outcome": "partial"},
-        **other,
-    }
-
-
-def replace_id(row, i):
-    return {**row, "id": f"req_{i}"}
-
-
-TURNS = [
-    turn(0),
-    turn(1, model="claude-opus-4-8", persona="lampwright", cache={"outcome": "hit"}),
-    turn(2, status=529, ended="error", usd=None, usd_without_cache=None, cache={"outcome": "off"}),
-    turn(
-        3, model="claude-haiku-4-5-20251001", ended="client_left", cache={"outcome": "miss"}, usd_without_cache=0.0131
-    ),
-]
 
 
 # Ways in
@@ -177,20 +113,9 @@ async def test_a_refused_key_is_said_beside_the_field_and_stays_in_it(tavern, pe
     await expect(page.get_by_role("status").filter(has_text="could not be tried out")).to_be_visible()
 
 
-async def begin(person, page):
-    """Start a subscription sign-in; the code Claude's page shows."""
-    await page.get_by_label("I understand").check()
-    async with person.context.expect_page() as opened:
-        await page.get_by_role("button", name="Sign in with Claude").click()
-    theirs = await opened.value
-    code = await theirs.locator("#code").inner_text()
-    await theirs.close()
-    return code
-
-
 async def test_a_wrong_code_can_be_followed_by_the_right_one_of_a_new_start(tavern, person):
     page = await person.open("/auth/login")
-    code = await begin(person, page)
+    code = await begin_sign_in(person, page)
     await page.get_by_role("button", name="Finish").click()
     await expect(page.locator("#sub-result")).to_have_text("The code is missing. Paste what Claude's page shows.")
     await page.get_by_label("Code", exact=True).fill(f"wrong#{code.partition('#')[2]}")
@@ -199,7 +124,7 @@ async def test_a_wrong_code_can_be_followed_by_the_right_one_of_a_new_start(tave
     await page.get_by_role("button", name="Start over").click()
     await expect(page.get_by_label("Code", exact=True)).to_be_hidden()
     await expect(page.get_by_role("button", name="Sign in with Claude")).to_be_focused()
-    code = await begin(person, page)
+    code = await begin_sign_in(person, page)
     await page.get_by_label("Code", exact=True).fill(code)
     await page.get_by_role("button", name="Finish").click()
     await expect(page.get_by_role("status").filter(has_text="rowan@example.org")).to_be_visible()
@@ -207,7 +132,7 @@ async def test_a_wrong_code_can_be_followed_by_the_right_one_of_a_new_start(tave
 
 async def test_a_bare_code_is_enough_in_the_page_that_began(tavern, person):
     page = await person.open("/auth/login")
-    code = await begin(person, page)
+    code = await begin_sign_in(person, page)
     await page.get_by_label("Code", exact=True).fill(code.partition("#")[0])
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("status").filter(has_text="rowan@example.org")).to_be_visible()
@@ -218,7 +143,7 @@ async def test_a_restart_and_a_reload_in_the_middle_lose_nothing(tmp_path):
         tavern = await first.enter_async_context(running(tmp_path / "data"))
         async with browsing(tavern) as person:
             page = await person.open("/auth/login")
-            code = await begin(person, page)
+            code = await begin_sign_in(person, page)
             await first.aclose()
             async with running(tmp_path / "data", port=tavern.port, claude=tavern.claude) as again:
                 await page.reload()
@@ -246,7 +171,7 @@ async def test_a_proxy_that_has_stopped_is_said(tmp_path):
 
 async def test_a_second_sign_in_asks_first_and_replaces_its_own_account_only(tavern, person):
     page = await person.open("/auth/login")
-    code = await begin(person, page)
+    code = await begin_sign_in(person, page)
     await page.get_by_label("Code", exact=True).fill(code)
     await page.get_by_role("button", name="Finish").click()
     await expect(page.get_by_role("status").filter(has_text="Signed in")).to_be_visible()
@@ -366,7 +291,7 @@ async def test_another_provider_is_added_with_its_address_by_keyboard_alone(tave
 
 async def test_a_renewal_that_fails_tells_why(tavern, person):
     page = await person.open("/auth/login")
-    code = await begin(person, page)
+    code = await begin_sign_in(person, page)
     await page.get_by_label("Code", exact=True).fill(code)
     await page.get_by_role("button", name="Finish").click()
     await expect(page.locator(".account.ready")).to_be_visible()
@@ -489,301 +414,3 @@ async def test_on_a_phone_an_address_to_copy_breaks_between_its_words_alone(tave
             }).map(part => part.data)"""
         )
         assert broken == []
-
-
-# How it looks
-
-
-async def scene_first_visit(tavern):
-    return "/auth/login"
-
-
-async def scene_keys(tavern):
-    tavern.keys.make("Robin's tablet")
-    tavern.keys.make("A key with quite a long name, as people give them at times", own=True)
-    return "/keys"
-
-
-async def scene_requests(tavern):
-    tavern.receipts = [replace_id(row, i) for i, row in enumerate(TURNS * 4)]
-    return "/requests"
-
-
-async def scene_accounts(tavern):
-    first = await tavern.accounts.add_api_key(KEY, "My Console key")
-    second = await tavern.accounts.add_api_key(KEY + "x", "A key with quite a long name, as people give them at times")
-    tavern.accounts.rest(second.id, time.time() + 3600, "The spend limit of this month is reached.")
-    return f"/accounts?joined={first.id}&outcome=added"
-
-
-async def scene_ready(tavern):
-    await tavern.accounts.add_api_key(KEY, "My Console key")
-    tavern.receipts = TURNS
-    return "/"
-
-
-async def scene_nobody(tavern):
-    tavern.warnings = ["tokens.json could not be saved: the disk is full. Nothing is lost until the proxy stops."]
-    return "/"
-
-
-async def scene_resting(tavern):
-    account = await tavern.accounts.add_api_key(KEY)
-    tavern.accounts.rest(account.id, time.time() + 3600, "The limit is reached.")
-    tavern.password = page_room.Password(needed=True, key="tavern-" + "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789abcdefg")
-    return "/"
-
-
-SCENES = [scene_first_visit, scene_accounts, scene_keys, scene_requests, scene_ready, scene_nobody, scene_resting]
-
-
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__.removeprefix("scene_"))
-async def test_every_page_fits_a_phone_and_a_desk_by_day_and_by_night(tmp_path, pictures, scene):
-    environ = claude_code_login(tmp_path / "claude") | ant_profile(tmp_path / "ant", "default")
-    async with running(tmp_path / "data", environ=environ) as tavern, browsing(tavern) as person:
-        path = await scene(tavern)
-        page = await person.open(path)
-        await looks_right(page, tavern.url + path, pictures, scene.__name__.removeprefix("scene_"))
-        assert person.asked == {tavern.url}
-
-
-async def test_the_sign_in_in_progress_and_the_refusals_fit_a_phone(tavern, person, pictures):
-    page = await person.open("/auth/login")
-    await page.set_viewport_size({"width": 375, "height": 800})
-    await begin(person, page)
-    await page.get_by_role("button", name="Finish").click()
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 375
-    await page.screenshot(path=pictures / "code-light-375.png", full_page=True)
-    await person.context.clear_cookies()
-    for name, path in (
-        ("stranger", "/"),
-        ("old-link", "/auth/login?token=old"),
-        ("callback", "/auth/callback?state=x"),
-    ):
-        await page.goto(tavern.url + path)
-        await expect(page.get_by_role("heading", level=1)).to_have_count(1)
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 375
-        await page.screenshot(path=pictures / f"{name}-light-375.png")
-
-
-async def test_the_readmes_picture_of_the_sign_in_page(tmp_path, pictures):
-    environ = ant_profile(tmp_path / "ant", "default")
-    desk = {"viewport": {"width": 860, "height": 900}, "device_scale_factor": 1.25}
-    async with running(tmp_path / "data", environ=environ) as tavern, browsing(tavern, **desk) as person:
-        page = await person.open("/auth/login")
-        footer = await page.locator("footer").bounding_box()
-        clip = {"x": 0, "y": 0, "width": 860, "height": footer["y"]}
-        await page.screenshot(path=pictures / "sign-in.png", clip=clip, full_page=True)
-    assert (pictures / "sign-in.png").stat().st_size < 150_000
-
-
-async def test_every_field_and_button_has_a_name_and_every_page_one_heading(tavern, person):
-    await tavern.accounts.add_api_key(KEY)
-    tavern.receipts = TURNS
-    for path in ("/", "/auth/login", "/accounts", "/keys", "/requests"):
-        page = await person.open(path)
-        nameless = await page.evaluate(
-            """() => [...document.querySelectorAll("button, a, input")].filter(node => !node.closest("dialog")).filter(
-                node => !(node.textContent.trim() || node.labels?.length || node.getAttribute("aria-label"))
-            ).map(node => node.outerHTML)"""
-        )
-        assert nameless == []
-        await expect(page.get_by_role("heading", level=1)).to_have_count(1)
-        assert await page.locator("html").get_attribute("lang") == "en"
-        assert await page.locator("img:not([alt])").count() == 0
-        await page.keyboard.press("Tab")
-        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
-        await page.keyboard.press("Enter")
-        await expect(page.get_by_role("main")).to_be_focused()
-
-
-# Hostile names, hostile pages
-
-
-async def test_nothing_in_a_hostile_name_is_run(tavern, person):
-    account = await tavern.accounts.add_api_key(KEY, HOSTILE)
-    tavern.accounts.rest(account.id, FAR, HOSTILE)
-    tavern.claude.who = HOSTILE
-    tavern.warnings = [HOSTILE]
-    tavern.personas = [Persona("lampwright", HOSTILE)]
-    tavern.password = page_room.Password(needed=True, key=HOSTILE)
-    tavern.receipts = [turn(model=HOSTILE, persona=HOSTILE, status=HOSTILE, cache={"outcome": HOSTILE}, ended=HOSTILE)]
-    fired = []
-    await person.context.expose_function("fired", lambda: fired.append(1))
-    page = await person.open("/")
-    await expect(page.locator(".turns tbody tr")).to_contain_text("<img src=x")
-    await page.get_by_role("button", name=f"Copy: {HOSTILE}").click()
-
-    page = await person.open("/auth/login", page)
-    await begin(person, page)
-    tavern.key_check = ("refused", HOSTILE)
-    await page.get_by_label("API key", exact=True).fill(KEY)
-    await page.get_by_role("button", name="Use this key").click()
-    await expect(page.locator("#key-result")).to_contain_text("<script>fired()")
-    tavern.keys.make(HOSTILE)
-    for path, button in (("/accounts", "Remove"), ("/keys", "Take back")):
-        await person.open(path, page)
-        await page.get_by_role("button", name=button).click()
-        await expect(page.get_by_role("dialog")).to_contain_text("<img src=x")
-        await page.keyboard.press("Escape")
-    for address in (f"/accounts?joined={account.id}&outcome={HOSTILE}", f"/auth/callback?error={HOSTILE}"):
-        await page.goto(tavern.url + address)
-    assert await page.evaluate("document.images.length") == await page.locator("img[src^='/static/']").count()
-    assert fired == []
-
-
-ATTACK = """async ({ target, account }) => {
-  const seen = [];
-  const tried = async (name, ask) => {
-    try {
-      const answer = await ask();
-      seen.push([name, answer.type, answer.type === "opaque" ? 0 : answer.status]);
-    } catch {
-      seen.push([name, "failed", 0]);
-    }
-  };
-  const json = { "content-type": "application/json" };
-  const chat = JSON.stringify({ model: "m", max_tokens: 1, messages: [{ role: "user", content: "hi" }] });
-  const posts = {
-    "/v1/messages": chat, "/auth/logout": "{}", "/auth/start": '{"understood":true}', "/api/login-link": "{}",
-    "/auth/api-key": '{"api_key":"sk-ant-api03-theirs"}', "/auth/submit": '{"code":"a#b"}',
-    "/api/accounts": '{"kind":"api_key","api_key":"sk-ant-api03-theirs"}', "/auth/refresh": "{}",
-    [`/api/accounts/${account}/wake`]: "{}",
-  };
-  for (const [path, body] of Object.entries(posts)) {
-    const url = target + path, credentials = "include";
-    await tried(`simple ${path}`, () => fetch(url, { method: "POST", body, credentials }));
-    await tried(`json ${path}`, () => fetch(url, { method: "POST", body, credentials, headers: json }));
-    await tried(`no-cors ${path}`, () => fetch(url, { method: "POST", body, credentials, mode: "no-cors" }));
-    const blob = { method: "POST", body: new Blob([body]), credentials, mode: "no-cors" };
-    await tried(`blob ${path}`, () => fetch(url, blob));
-    navigator.sendBeacon(url, body);
-    navigator.sendBeacon(url, new Blob([body], { type: "text/plain" }));
-  }
-  const one = `${target}/api/accounts/${account}`;
-  await tried("delete", () => fetch(one, { method: "DELETE", credentials: "include" }));
-  const rename = { method: "PATCH", headers: json, body: '{"name":"theirs"}', credentials: "include" };
-  await tried("patch", () => fetch(one, rename));
-  const gets = ["/", "/auth/login", "/api/accounts", "/api/requests", "/auth/status", "/health", "/auth/logout"];
-  for (const path of gets) {
-    await tried(`get ${path}`, () => fetch(target + path, { credentials: "include" }));
-    await tried(`get no-cors ${path}`, () => fetch(target + path, { credentials: "include", mode: "no-cors" }));
-    await new Promise((done) => {
-      const image = Object.assign(new Image(), { onload: done, onerror: done });
-      image.src = target + path;
-    });
-  }
-  return seen;
-}"""
-
-FORM = """({ target, path }) => {
-  const form = Object.assign(document.createElement("form"), {
-    method: "POST", action: target + path, enctype: "text/plain", target: "_blank",
-  });
-  form.append(Object.assign(document.createElement("input"), { name: '{"understood":true,"x":"', value: '"}' }));
-  document.body.append(form);
-  form.submit();
-}"""
-
-
-@asynccontextmanager
-async def foreign_site():
-    """Somebody else's page on this very machine: another port of localhost, so of the same site as ours."""
-    app = web.Application()
-
-    async def blank(request):
-        return web.Response(text="<body><h1>Cute cats</h1>", content_type="text/html")
-
-    app.router.add_get("/", blank)
-    bound = socket.create_server(("127.0.0.1", 0))
-    runner = await serve(app, bound)
-    try:
-        yield bound.getsockname()[1]
-    finally:
-        await runner.cleanup()
-
-
-@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "rebound.example"])
-async def test_a_foreign_page_in_the_owners_browser_reads_and_changes_nothing(tavern, person, data_dir, name):
-    account = await tavern.accounts.add_api_key(KEY, "Mine")
-    await person.open("/auth/login")  # the owner is signed in in this very browser
-    before = (tavern.accounts.all(), repr(vars(tavern.owner)))
-    async with foreign_site() as port:
-        page = await person.context.new_page()
-        await page.goto(f"http://{name}:{port}/")
-        seen = await page.evaluate(ATTACK, {"target": tavern.url, "account": account.id})
-        assert len(seen) == 9 * 4 + 2 + 7 * 2
-        assert {kind for _, kind, _ in seen} <= {"failed", "opaque"}
-        for path in ("/v1/messages", "/auth/start", "/auth/logout", "/api/login-link", "/auth/api-key"):
-            async with person.context.expect_page() as opened:
-                await page.evaluate(FORM, {"target": tavern.url, "path": path})
-            answer = await opened.value
-            await answer.wait_for_load_state()
-            assert json.loads(await answer.locator("body").inner_text())["error"]["type"] == "permission_error"
-    assert (tavern.accounts.all(), repr(vars(tavern.owner))) == before
-    assert not (data_dir / "signin.json").exists()
-    assert tavern.chats == []
-    assert tavern.checked == []
-    assert tavern.claude.exchanges == 0
-    person.troubles = []  # a browser tells of every refusal it enforces
-
-
-async def test_a_foreign_page_cannot_frame_ours(tavern, person):
-    await person.open("/auth/login")
-    async with foreign_site() as port:
-        page = await person.context.new_page()
-        await page.goto(f"http://localhost:{port}/")
-        await page.evaluate(
-            """url => new Promise(done => {
-                const frame = Object.assign(document.createElement("iframe"), { src: url, onload: done });
-                document.body.append(frame);
-            })""",
-            f"{tavern.url}/auth/login",
-        )
-        assert "Who pays" not in await page.frames[1].evaluate("document.body.innerText")
-    person.troubles = []
-
-
-async def test_a_rebound_name_reaches_nothing(tavern, person):
-    page = await person.context.new_page()
-    answer = await page.goto(f"http://rebound.example:{tavern.port}/")
-    assert answer.status == 403
-    await expect(page.get_by_text("allowed_hosts")).to_be_visible()
-    statuses = await page.evaluate(
-        """async () => {
-            const chat = { method: "POST", headers: { "content-type": "application/json" }, body: "{}" };
-            const asks = [["/v1/messages", chat], ["/auth/status", {}], ["/health", {}], ["/api/accounts", {}]];
-            return Promise.all(asks.map(async ([path, options]) => (await fetch(path, options)).status));
-        }"""
-    )
-    assert statuses == [403, 403, 403, 403]
-    assert tavern.chats == []
-
-
-async def test_a_code_of_somebody_else_does_not_land_in_the_owners_callback(tmp_path):
-    """Login CSRF: the attacker began a sign-in of their own, and sends the owner's browser to its end."""
-    async with (
-        running(tmp_path / "data", lands_here=True) as tavern,
-        browsing(tavern) as person,
-        foreign_site() as port,
-    ):
-        await person.open("/auth/login")
-        theirs = tavern.claude.code("their challenge")
-        attempt = tavern.signin.start("their browser")
-        for state in (attempt.state, "made-up"):
-            page = await person.context.new_page()
-            await page.goto(f"http://localhost:{port}/")
-            await page.evaluate("url => { location = url }", f"{tavern.url}/auth/callback?code={theirs}&state={state}")
-            await expect(page.get_by_role("heading", name="The sign-in did not work out")).to_be_visible()
-        assert tavern.claude.exchanges == 0
-        assert tavern.accounts.all() == ()
-
-
-async def test_the_link_works_when_it_is_followed_from_another_site(tavern, person):
-    """The browser withholds a strict cookie on whatever another site leads to; the page moves on by itself instead."""
-    async with foreign_site() as port:
-        page = await person.context.new_page()
-        await page.goto(f"http://127.0.0.1:{port}/")
-        await page.evaluate("url => { location = url }", tavern.link())
-        await page.wait_for_url("**/auth/login")
-        await expect(page.get_by_role("heading", name="Who pays for the chats?")).to_be_visible()
