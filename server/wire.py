@@ -15,7 +15,7 @@ from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
 from yarl import URL
 
-AT_ONCE = 64 * 1024  # bytes of a body that is handed over at once; of a larger one, a PIECE at a time
+AT_ONCE = 2**20  # bytes of a body that is handed over at once; of a larger one, a PIECE at a time
 PIECE = 256 * 1024
 READ = 16 * 1024  # bytes read at a time; a front end that reads slowly leaves no more than some of them waiting
 
@@ -98,7 +98,7 @@ async def exchange(connection: Connection, head: bytes, body: bytes) -> Exchange
     sending = None
     try:
         if len(body) <= AT_ONCE:
-            protocol.transport.write(head + body)
+            protocol.transport.writelines((head, body))
         else:
             sending = asyncio.create_task(send_in_pieces(protocol, head, body))
         while True:
