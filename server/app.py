@@ -16,7 +16,7 @@ from aiohttp import web
 
 from server import guard, pages
 from server.accounts import Accounts
-from server.api import MAX_BODY, Doors
+from server.api import Doors
 from server.attempt import Attempts, check_key
 from server.books import Books
 from server.budget import Budgets
@@ -34,6 +34,7 @@ from server.fitting import Fitting
 from server.keepalive import KeepAlive, Pings, Sleep
 from server.lesson_store import Lessons
 from server.live_models import LiveModels
+from server.messages import Messages
 from server.metrics import Metrics
 from server.model_list import ModelList
 from server.models import Models
@@ -52,6 +53,8 @@ from server.signin import SignIn
 from server.start import StartRefused, accounts_of, hold, oauth_settings, prepare_folder
 from server.trace import TraceRecorder
 from server.traffic import Traffic
+from server.transfer import MAX_BODY
+from server.turns import Turns
 from server.upstream import Patience, Upstream
 from server.usage import Receipts
 
@@ -60,7 +63,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Parts:
-    """What __main__ needs to speak with besides the application."""
+    """The application, and the parts that serve.py speaks with besides."""
 
     app: web.Application
     keys: ClientKeys
@@ -145,27 +148,33 @@ def build(
         log.warning("%s", sentence)
     traffic = Traffic()
     chats = Chats(owner.admin_token.encode(), books.chats())
-    doors = Doors(
+    turns = Turns(receipts, chats, recorder, clock)
+    messages = Messages(
         keys,
-        accounts,
-        personas,
-        receipts,
         budgets,
-        chats,
         relay,
-        ModelList(relay, live, clock),
+        turns,
         traffic,
-        recorder,
         warm=partial(upstream.warm, base_url),
-        practice=config.practice,
         skip_steps=config.skip_steps,
-        patience=patience,
-        clock=clock,
+        reader_patience=patience.reader,
+    )
+    doors = Doors(
+        messages,
+        ModelList(relay, live, clock),
+        keys,
+        budgets,
+        personas,
+        accounts,
+        relay,
+        traffic,
+        practice=config.practice,
+        reader_patience=patience.reader,
     )
 
     app = web.Application(client_max_size=MAX_BODY)
     rules = guard.Rules.of(port, config.host, config.allowed_hosts, config.allowed_origins)
-    guard.attach(app, rules, owner, page.refusal_page, doors.turned_away)
+    guard.attach(app, rules, owner, page.refusal_page, turns.turned_away)
     app[page.CONFIG] = config
     app[page.ACCOUNTS] = accounts
     app[page.SIGNIN] = SignIn(data_dir, oauth_settings(config), clock=clock)

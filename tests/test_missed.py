@@ -142,7 +142,7 @@ async def playing(tmp_path, *, settings=None, always=(), **shape):
 
 @pytest.mark.parametrize("miss", MISSES.values(), ids=MISSES.keys())
 async def test_each_cause_is_told_with_its_tokens_and_their_price(tmp_path, miss, caplog):
-    caplog.set_level(logging.INFO, "server.api")
+    caplog.set_level(logging.INFO, "server.turns")
     shape = dict(miss.shape)
     turns = shape.pop("turns", 4)
     async with playing(tmp_path, settings=miss.settings, always=miss.always, **shape) as player:
