@@ -141,6 +141,7 @@ def choose(
 
 
 def rank(account: Account) -> tuple[bool, int]:
+    """The lowest goes first."""
     return account.source == "claude_code", account.priority
 
 

@@ -23,7 +23,7 @@ from server.payers import Credential, renew_later
 from server.presets import Personas
 from server.reply import Passing, Reply
 from server.request import ChatRequest
-from server.retry import RETRIES, STATUSES, Budget, delay
+from server.retry import RETRIES, STATUSES, RetryBudget, delay
 from server.rewrite.counting import GENERATION
 from server.upstream import UpstreamFailed
 from server.usage import Bodies
@@ -60,7 +60,7 @@ class Relay:
         self._personas, self._helps, self._keep_bodies = personas, helps, keep_bodies
         self._practice = practice  # pays for everything in practice mode, so that no real credential goes there
         self._clock, self._luck = clock, luck
-        self._budget = Budget()
+        self._budget = RetryBudget()
 
     async def exchange(self, asked: Asked) -> Reply:
         """The reply to one request, from its beginning on. Raises ProxyError."""

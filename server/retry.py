@@ -26,7 +26,7 @@ def delay(tries: int, headers: Mapping[str, str], luck: float) -> float | None:
     return None if asked > LONGEST else max(wait, asked)
 
 
-class Budget:
+class RetryBudget:
     """Retries of the last minute: at most a fifth of its requests, and always a few."""
 
     SHARE, FEW, WINDOW = 0.2, 3, 60.0

@@ -16,7 +16,7 @@ from server import __version__
 from server.app import Parts, build
 from server.browser import open_in_browser
 from server.config import Config
-from server.front import Runner
+from server.http_server import Runner
 from server.logs import Lines, set_up
 from server.start import BACKLOG, StartRefused, listen
 

@@ -17,7 +17,7 @@ from yarl import URL
 
 from server.app import Parts, build
 from server.config import TOP, Config
-from server.front import Limits, Runner
+from server.http_server import Limits, Runner
 from server.keepalive import Sleep
 from server.pages import page
 from server.presets import Personas

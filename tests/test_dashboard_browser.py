@@ -61,12 +61,6 @@ async def tavern(tmp_path, settings):
         yield Tavern(proxy, upstream)
 
 
-@pytest.fixture
-async def person(tavern):
-    async with browsing(tavern) as person:
-        yield person
-
-
 async def test_a_request_is_opened_from_the_list_by_keyboard_and_looks_right(tavern, person, pictures):
     await tavern.proxy.ask(messages=STORY, temperature=1.0, top_p=0.9, system="You are Tamsin, who keeps the lamps.")
     page = await person.open("/requests")

@@ -16,7 +16,7 @@ from random import Random
 import orjson
 import pytest
 
-from server.front import Limits
+from server.http_server import Limits
 from server.models import Models
 from tests.fakes import (
     KEY,

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import psutil
 import pytest
 
-from server.front import Limits
+from server.http_server import Limits
 from tests.fakes import ASK, KEY, fake_anthropic
 from tests.fakes import plain as whole
 from tests.raw_http import CHAT, PATIENCE, answer_to, connected, is_closed, one_answer, request, send

@@ -1,6 +1,6 @@
 import pytest
 
-from server.retry import Budget, delay
+from server.retry import RetryBudget, delay
 
 
 @pytest.mark.parametrize(("tries", "low", "high"), [(0, 0.25, 0.5), (1, 0.5, 1.0)])
@@ -23,21 +23,21 @@ def test_the_upstreams_word_counts():
 
 
 def test_a_storm_gets_a_fifth_of_its_requests_as_retries():
-    budget = Budget()
+    budget = RetryBudget()
     for _ in range(100):
         budget.note_request(0.0)
     assert sum(budget.take(1.0) for _ in range(100)) == 20
 
 
 def test_a_lone_player_always_has_a_few_and_gets_them_back():
-    budget = Budget()
+    budget = RetryBudget()
     budget.note_request(0.0)
     assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
     assert budget.take(61.0)
 
 
 def test_what_lies_behind_the_window_is_forgotten_also_where_nothing_is_retried():
-    budget = Budget()
+    budget = RetryBudget()
     for now in range(1000):
         budget.note_request(float(now))
     assert len(budget._requests) <= budget.WINDOW + 1

@@ -123,7 +123,7 @@ async def serve_probed(port: int, upstream: int, folder: str) -> None:
 
     from server.app import build
     from server.config import Config
-    from server.front import Runner
+    from server.http_server import Runner
     from server.start import listen
 
     config = Config(data_dir=Path(folder) / "probed", api_base_url=f"http://127.0.0.1:{upstream}")

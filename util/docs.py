@@ -19,7 +19,7 @@ README = ROOT / "README.md"
 
 # The order of the rooms in README: the start, then the road of a request. Rooms not named here stand behind.
 ROAD = (
-    *("__main__", "serve", "app", "config", "errors", "front", "guard"),
+    *("__main__", "serve", "app", "config", "errors", "http_server", "guard"),
     *("api", "paths", "messages", "transfer", "turns", "traffic", "clients", "request", "content"),
     *("relay", "accounts", "payers", "tokens"),
     *("fitting", "presets", "rewrite", "models", "attempt", "upstream", "wire", "sse", "reply", "explain", "retry"),

@@ -12,16 +12,13 @@ from server.days import rfc3339
 from server.errors import ProxyError
 from server.pages.page import ACCOUNTS, CHECK_KEY, CONFIG, OWNER, answer, owner_page, read_name, read_object
 from server.pages.words import WORDS
-from server.payers import Account
+from server.payers import Account, rank
 
 
 async def accounts_page(request: web.Request) -> web.Response:
     """GET /accounts"""
     now = time.time()
-    in_order = sorted(
-        request.app[ACCOUNTS].all(), key=lambda account: (account.source == "claude_code", account.priority)
-    )
-    rows = [account.public(now) for account in in_order]
+    rows = [account.public(now) for account in sorted(request.app[ACCOUNTS].all(), key=rank)]
     for row in rows:  # a limit that has begun anew since says nothing
         row["limits"] = [one for one in row["limits"] if (one["resets_at"] or "") > (rfc3339(now) or "")]
     return owner_page(
