@@ -48,7 +48,7 @@ from server.payers import Credential
 from server.practice.app import LocalPractice
 from server.presets import Personas
 from server.relay import Relay
-from server.rewrite import BESIDE, STEPS, Options, step_name
+from server.rewrite import Options
 from server.signin import SignIn
 from server.start import StartRefused, accounts_of, hold, oauth_settings, prepare_folder
 from server.trace import TraceRecorder
@@ -98,7 +98,7 @@ def build(
             f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
             "open, or set data_dir in server/config.txt."
         ) from None
-    if refusal := open_doors(config, keys) or unknown_steps(config):
+    if refusal := open_doors(config, keys):
         keys.close()
         raise refusal
 
@@ -243,15 +243,6 @@ def step_options(config: Config) -> Options:
 
 def plans_cache(config: Config) -> bool:
     return config.cache_planner and "plan_cache" not in config.skip_steps
-
-
-def unknown_steps(config: Config) -> StartRefused | None:
-    """A misspelt step would stay on silently."""
-    known = {*map(step_name, STEPS), *BESIDE}
-    unknown = [name for name in config.skip_steps if name not in known]
-    if not unknown:
-        return None
-    return StartRefused(f"skip_steps: there is no step “{unknown[0]}”. The steps are {', '.join(sorted(known))}.")
 
 
 def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:

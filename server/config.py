@@ -20,6 +20,7 @@ CONFIG_FILE = TOP / "server" / "config.txt"
 ENV_FILE = TOP / ".env"
 PREFIX = "PROXY_"
 MOST_BODIES = 100  # kept in memory: a body may have 32 MB
+MOST_DAYS = 10_000  # dates before 1970 are beyond what every system can reckon with
 
 
 class ConfigError(Exception):
@@ -167,10 +168,18 @@ class Config:
             refuse("cache_keepalive_pings", f"must be between 0 and {MOST_PINGS}")
         if 0 < len(self.metrics_token) < 16:
             refuse("metrics_token", "must have at least 16 characters")
-        if self.books_days < 1:
-            refuse("books_days", "must be at least 1")
+        if not 1 <= self.books_days <= MOST_DAYS:
+            refuse("books_days", f"must be between 1 and {MOST_DAYS}")
         if not 0 <= self.keep_bodies_in_memory <= MOST_BODIES:
             refuse("keep_bodies_in_memory", f"must be between 0 and {MOST_BODIES}")
+        for key in ("data_dir", "claude_config_dir"):
+            try:
+                Path(getattr(self, key)).expanduser()
+            except RuntimeError:
+                refuse(key, "begins with the home folder of a user whom this computer does not know")
+        for name in self.skip_steps:
+            if name not in step_names():
+                refuse("skip_steps", f"is a list of steps, and there is no step “{name}”; the README names them")
         for key in ("api_base_url", "oauth_authorize_url", "oauth_token_url", "oauth_redirect_uri"):
             if problem := url_problem(getattr(self, key)):
                 refuse(key, problem)
@@ -271,7 +280,11 @@ def parse(text: str, kind: Any) -> Any:
         raise ValueError(f"must be one of {', '.join(get_args(kind))}")
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    return Path(text) if kind is Path else text
+    if kind is Path:
+        if not text or "\0" in text:
+            raise ValueError("must be the name of a folder")
+        return Path(text)
+    return text
 
 
 def show(value: Any) -> str:
@@ -286,6 +299,12 @@ def did_you_mean(key: str, known: Mapping[str, Any]) -> str:
 
     near = get_close_matches(key, known, n=1)
     return f" Did you mean “{near[0]}”?" if near else " The README lists all settings; delete the line."
+
+
+def step_names() -> set[str]:
+    from server.rewrite import BESIDE, STEPS, step_name
+
+    return {*map(step_name, STEPS), *BESIDE}
 
 
 def config_text() -> str:

@@ -274,6 +274,7 @@ async def test_a_setting_is_changed_in_its_line_and_holds_from_the_next_start(pr
 @pytest.mark.parametrize(
     ("changes", "status", "why"),
     [
+        ({"skip_steps": "fit_smapling"}, 400, "config.txt, line"),
         ({"port": "many"}, 400, "config.txt, line 4: port must be a whole number"),
         ({"keep_bodies_in_memory": "500"}, 400, "must be between 0 and 100"),
         ({"default_model": "a # b"}, 400, "cannot be written into config.txt"),
