@@ -144,3 +144,9 @@ async def refused(coroutine):
     with pytest.raises(ProxyError) as raised:
         await coroutine
     return raised.value
+
+
+def on_disk(folder):
+    """The one login in tokens.json."""
+    (entry,) = stored(folder)["accounts"]
+    return entry

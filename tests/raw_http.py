@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -109,3 +111,16 @@ async def send(writer, sent):
         await writer.drain()
     except ConnectionError:
         pass
+
+
+def reset(writer):
+    """Drop a connection with RST, as a router does."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def until(true):
+    """Wait for this to be so."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.005)

@@ -51,6 +51,12 @@ class Proxy:
         headers = {"Authorization": f"Bearer {self.parts.owner.admin_token}"}
         return await self.send(method, path, headers=headers, **kwargs)
 
+    async def sign_in(self, key: str = "sk-ant-api03-the-owners-own-key-0002") -> str:
+        """Add an API key of the owner's. The key."""
+        added = await self.owner("POST", "/api/accounts", json={"kind": "api_key", "name": "mine", "api_key": key})
+        assert added.status == 201
+        return key
+
     async def receipts(self) -> list[dict[str, Any]]:
         return (await self.owner("GET", "/api/requests?limit=1000")).json["requests"]
 

@@ -239,14 +239,9 @@ def test_a_revoked_keys_requests_end(clock):
 @pytest.fixture
 async def proxy(tmp_path, anthropic):
     async with running(tmp_path, anthropic.url) as made:
-        await sign_in(made)
+        await made.sign_in()
         anthropic.seen.clear()
         yield made
-
-
-async def sign_in(proxy):
-    account = {"kind": "api_key", "name": "mine", "api_key": "sk-ant-api03-the-owners-own-key-0002"}
-    assert (await proxy.owner("POST", "/api/accounts", json=account)).status == 201
 
 
 async def make_key(proxy, **fields):
@@ -379,7 +374,7 @@ async def test_pings_are_paid_by_the_key_whose_chat_they_keep_alive_and_only_if_
 
     settings = {"strip_cache_ttl": "true", "cache_keepalive_pings": setting}
     async with running(tmp_path, anthropic.url, sleep=sleep, **settings) as proxy:
-        await sign_in(proxy)
+        await proxy.sign_in()
         anthropic.seen.clear()
         key = await make_key(proxy, limits={"usd_per_day": limit}, helps={"cache_keepalive_pings": of_key})
         bills(anthropic, bill)  # 14,400 bytes, so a reply costs 4.5 ct and a ping may cost 5.5
@@ -490,7 +485,7 @@ async def test_a_limit_set_today_counts_what_was_used_before_and_a_raised_one_op
 async def test_what_was_spent_is_known_after_a_restart(tmp_path, anthropic):
     bill = []
     async with running(tmp_path, anthropic.url) as proxy:
-        await sign_in(proxy)
+        await proxy.sign_in()
         key = await make_key(proxy, limits={"usd_per_day": 0.02})
         bills(anthropic, bill)
         assert (await chat(proxy, key)).status == 200
@@ -530,7 +525,7 @@ async def test_the_line_at_eighty_per_cent_is_not_said_again_after_a_restart_on_
         return b"of this key's money for today are used" in reply.raw
 
     async with running(tmp_path, anthropic.url, clock=clock) as proxy:
-        await sign_in(proxy)
+        await proxy.sign_in()
         key = await make_key(proxy, limits={"usd_per_day": 0.016})
         while not await says_so(proxy):
             pass

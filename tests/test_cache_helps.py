@@ -87,8 +87,7 @@ async def test_the_key_goes_before_the_persona_and_the_persona_before_the_settin
     presets.mkdir()
     (presets / "ruth.json").write_text(json.dumps({"suffix": "(Slowly.)", "helps": {LORE: persona}}))
     async with running(tmp_path, anthropic.url, presets=presets, **{LORE: setting}) as proxy:
-        account = {"kind": "api_key", "name": "mine", "api_key": "sk-ant-api03-the-owners-own-key-0002"}
-        assert (await proxy.owner("POST", "/api/accounts", json=account)).status == 201
+        await proxy.sign_in()
         made = await make_key(proxy, helps={LORE: key})
         asked = {"path": "/v1/ruth/messages", "headers": {"x-api-key": made["key"]}}
         for line in ("The fishmonger has a wooden leg.", "The bell-founder is left-handed."):
