@@ -50,7 +50,7 @@ from server.presets import Personas
 from server.relay import Relay
 from server.rewrite import Options
 from server.signin import SignIn
-from server.start import StartRefused, accounts_of, hold, oauth_settings, prepare_folder
+from server.start import StartRefused, accounts_of, hold, oauth_settings, prepare_folder, unusable
 from server.trace import TraceRecorder
 from server.traffic import Traffic
 from server.transfer import MAX_BODY
@@ -94,10 +94,7 @@ def build(
         )
         keys.first_key(make=config.make_first_key)
     except (sqlite3.OperationalError, OSError, ProxyError) as error:
-        raise StartRefused(
-            f"{data_dir / 'state.sqlite'} cannot be used ({error}). Make room on the disk, or close what else has it "
-            "open, or set data_dir in server/config.txt."
-        ) from None
+        raise unusable(data_dir / "state.sqlite", error) from None
     if refusal := open_doors(config, keys):
         keys.close()
         raise refusal

@@ -171,7 +171,7 @@ class ClientKeys:
         It is kept in an owner-only file, so that the start page can show it. "" when there is none, or it was revoked.
         """
         try:
-            key = self._first_key_file.read_text(encoding="utf-8").strip()
+            key = self._first_key_file.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             key = ""
         if key and self.find(key):

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -93,12 +94,29 @@ def prepare_folder(data_dir: Path) -> list[str]:
     except OSError as error:
         why = (error.strerror or "failed").lower()
         if data_dir.is_dir() and hasattr(os, "getuid"):
-            whose = f"sudo chown -R {os.getuid()}:{os.getgid()} '{data_dir}'"
-            remedy = f"Give it to the user who runs the proxy ({whose}), or set data_dir in server/config.txt."
+            remedy = f"{give(data_dir)}, or set data_dir in server/config.txt."
         else:
             remedy = "Set data_dir in server/config.txt to a folder of your own."
         raise StartRefused(f"The data folder {data_dir} cannot be used ({why}). {remedy}") from None
     return warnings
+
+
+def give(folder: Path) -> str:
+    """What to do where files are another user's, as after a start with sudo."""
+    command = f" (sudo chown -R {os.getuid()}:{os.getgid()} '{folder}')" if hasattr(os, "getuid") else ""
+    return f"Give it to the user who runs the proxy{command}"
+
+
+def unusable(database: Path, error: Exception) -> StartRefused:
+    """A file of the data folder cannot be opened, read or written: mostly the database."""
+    path, why, denied = database, str(error), False
+    if isinstance(error, OSError):
+        path, why = Path(error.filename or database), (error.strerror or "failed").lower()
+        denied = isinstance(error, PermissionError)
+    elif isinstance(error, sqlite3.Error):
+        denied = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    remedy = give(path.parent) if denied else "Make room on the disk, or close what else has it open"
+    return StartRefused(f"{path} cannot be used ({why}). {remedy}, or set data_dir in server/config.txt.")
 
 
 def hold(data_dir: Path, warnings: list[str]) -> FileLock:

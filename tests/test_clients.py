@@ -123,6 +123,12 @@ def test_a_containers_first_key_is_made_once_and_can_be_shown_until_it_is_revoke
     assert keys.first_key(make=True) == ""
 
 
+def test_a_containers_first_key_that_cannot_be_read_stops_nothing(keys, tmp_path):
+    (tmp_path / "first_client_key").write_bytes(b"\xd0\xff\x00")
+    assert keys.first_key() == ""
+    assert keys.find(keys.first_key(make=True)).name == "first key"
+
+
 @pytest.mark.parametrize("from_byte", [0, 4096])
 def test_a_damaged_database_is_set_aside_with_a_message_and_work_goes_on(tmp_path, from_byte):
     keys = ClientKeys(tmp_path)

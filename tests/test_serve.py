@@ -1,22 +1,25 @@
 """The program as a process: how it starts, what it says, how it ends."""
 
+import errno
 import http.client
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
+from server.start import unusable
 from tests.fakes import PATIENCE
 
 TOP = Path(__file__).resolve().parent.parent
@@ -281,6 +284,21 @@ def test_a_data_folder_that_cannot_be_used_is_told_with_the_remedy(environ, tmp_
     assert "data folder" in said
     assert "data_dir" in said
     assert "Traceback" not in said
+
+
+def test_files_of_another_user_are_told_from_a_full_disk(tmp_path):
+    database = tmp_path / "state.sqlite"
+    database.touch()
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db, pytest.raises(sqlite3.Error) as kept:
+        db.execute("CREATE TABLE t (x)")
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "first_client_key"))
+    full = sqlite3.OperationalError("database or disk is full")
+    for error, path in ((kept.value, database), (denied, tmp_path / "first_client_key")):
+        said = str(unusable(database, error))
+        assert said.startswith(f"{path} cannot be used (")
+        assert "Give it to the user who runs the proxy" in said
+        assert "room" not in said
+    assert "Make room on the disk" in str(unusable(database, full))
 
 
 def test_open_shows_a_link_that_signs_the_owner_in(environ):
