@@ -159,7 +159,7 @@ class OverBudget(ProxyError):
         self.is_empty = is_empty
 
 
-class Line(NamedTuple):
+class LimitStatus(NamedTuple):
     """One limit as it stands: what it is called, what is used of it, and when it starts anew."""
 
     what: str
@@ -190,22 +190,26 @@ class Spent:
     requests: deque[float] = field(default_factory=deque)
     warned: date | None = None
 
-    def turn_page(self, now: float) -> None:
+    def start_anew(self, now: float) -> None:
+        """Where another day or month has begun."""
         if self.day != (today := day_of(now)):
             self.day, self.today = today, NOTHING
         if self.month != (month := month_of(now)):
             self.month, self.usd_this_month = month, 0.0
 
-    def lines(self, limits: Limits, now: float, *, held: Amount = NOTHING, asked: Amount = NOTHING) -> Iterator[Line]:
+    def statuses(
+        self, limits: Limits, now: float, *, held: Amount = NOTHING, asked: Amount = NOTHING
+    ) -> Iterator[LimitStatus]:
         if limits.usd_per_day is not None:
             used = self.today.usd + held.usd
-            yield Line("money for today", limits.usd_per_day, used, asked.usd, next_day(now), as_dollars)
+            yield LimitStatus("money for today", limits.usd_per_day, used, asked.usd, next_day(now), as_dollars)
         if limits.usd_per_month is not None:
             used = self.usd_this_month + held.usd
-            yield Line("money for this month", limits.usd_per_month, used, asked.usd, next_month(now), as_dollars)
+            anew = next_month(now)
+            yield LimitStatus("money for this month", limits.usd_per_month, used, asked.usd, anew, as_dollars)
         if limits.tokens_per_day is not None:
             used = self.today.tokens + held.tokens
-            yield Line("tokens for today", limits.tokens_per_day, used, asked.tokens, next_day(now), as_tokens)
+            yield LimitStatus("tokens for today", limits.tokens_per_day, used, asked.tokens, next_day(now), as_tokens)
 
 
 class Budgets:
@@ -237,7 +241,7 @@ class Budgets:
         spent = self._spent.get(key_id)
         if spent is None:
             spent = self._spent[key_id] = Spent(day_of(now), month_of(now))
-        spent.turn_page(now)
+        spent.start_anew(now)
         return spent
 
     def open(self, key_id: str, limits: Limits, *, ping: bool = False) -> Hold:
@@ -273,13 +277,13 @@ class Budgets:
     def hold(self, key_id: str, limits: Limits, asked: Amount) -> None:
         """Hold this much. Raises OverBudget."""
         now, spent = self._clock(), self._of(key_id)
-        for line in spent.lines(limits, now, held=spent.held, asked=asked):
-            left = line.most - line.used
-            if line.asked > left + 1e-9:
-                raise over(line, left, now)
+        for status in spent.statuses(limits, now, held=spent.held, asked=asked):
+            left = status.most - status.used
+            if status.asked > left + 1e-9:
+                raise over(status, left, now)
         spent.held = Amount(spent.held.usd + asked.usd, spent.held.tokens + asked.tokens)
 
-    def let_go(self, key_id: str, held: Amount) -> None:
+    def release(self, key_id: str, held: Amount) -> None:
         spent = self._of(key_id)
         spent.held = Amount(spent.held.usd - held.usd, spent.held.tokens - held.tokens)
 
@@ -296,10 +300,11 @@ class Budgets:
         now, spent = self._clock(), self._of(key_id)
         if spent.warned == spent.day:
             return ""
-        for line in spent.lines(limits, now):
-            if line.used >= WARN_AT * line.most:
-                used = f"{line.shown(min(line.used, line.most))} of {line.shown(line.most)}"
-                return f"{used} of this key's {line.what} are used. It starts anew at {time_of_day(line.ends, now)}."
+        for status in spent.statuses(limits, now):
+            if status.used >= WARN_AT * status.most:
+                used = f"{status.shown(min(status.used, status.most))} of {status.shown(status.most)}"
+                end = time_of_day(status.ends, now)
+                return f"{used} of this key's {status.what} are used. It starts anew at {end}."
         return ""
 
     def noticed(self, key_id: str) -> None:
@@ -314,14 +319,13 @@ class Budgets:
         return 0.0
 
 
-def over(line: Line, left: float, now: float) -> OverBudget:
-    end, wait = time_of_day(line.ends, now), line.ends - now
+def over(status: LimitStatus, left: float, now: float) -> OverBudget:
+    end, wait = time_of_day(status.ends, now), status.ends - now
     if left <= 1e-9:
-        words = f"This key's {line.what} ({line.shown(line.most)}) is used up or held by replies under way."
+        words = f"This key's {status.what} ({status.shown(status.most)}) is used up or held by replies under way."
         return OverBudget(f"{words} It starts anew at {end}; the owner of the proxy can raise it.", wait, is_empty=True)
-    words = (
-        f"This request may take up to {line.shown(line.asked)}; of this key's {line.what} {line.shown(left)} is left."
-    )
+    words = f"This request may take up to {status.shown(status.asked)};"
+    words += f" of this key's {status.what} {status.shown(left)} is left."
     remedy = f"Lower the context size or the response length, or wait until {end}."
     return OverBudget(f"{words} {remedy}", wait, is_empty=False)
 
@@ -353,7 +357,7 @@ class Hold:
     def free(self) -> None:
         """The attempt cost nothing: it was refused, or failed on the other side, and such are not billed."""
         if self._held is not None:
-            self._budgets.let_go(self.key_id, self._held)
+            self._budgets.release(self.key_id, self._held)
             self._held = None
 
     def notice(self) -> str:

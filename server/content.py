@@ -71,6 +71,17 @@ def loop_start(messages: list[Message]) -> int:
     return 0
 
 
+def turns_of(messages: Iterable[Message]) -> list[list[Message]]:
+    """The messages, neighbours of one role together."""
+    turns: list[list[Message]] = []
+    for message in messages:
+        if turns and turns[-1][0]["role"] == message["role"]:
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return turns
+
+
 def images_of(messages: Iterable[Message]) -> Iterator[Block]:
     """Every image block of the messages, those inside tool results too."""
     for message in messages:

@@ -89,7 +89,7 @@ class Relay:
                 asked.hold.free()
                 if error.unanswered:
                     self._accounts.failed(credential.account_id)
-                    if other := await self._instead(asked, credential, journey):
+                    if other := await self._after_failure(asked, credential, journey):
                         credential = other
                         continue
                 if not error.unsent or not await self._wait(journey, {}):
@@ -103,7 +103,7 @@ class Relay:
             asked.hold.free()
             if self._fitting.learns(outcome, sent, credential, plan, case):
                 continue
-            if other := await self._other(asked, outcome, credential, journey):
+            if other := await self._after_refusal(asked, outcome, credential, journey):
                 credential = other
                 continue
             if outcome.status not in STATUSES or not await self._wait(journey, outcome.headers):
@@ -135,7 +135,9 @@ class Relay:
             tried=journey.tried, shared_only=not asked.client.own, conversation=asked.receipt.chat
         )
 
-    async def _other(self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey) -> Credential | None:
+    async def _after_refusal(
+        self, asked: Asked, refusal: Refusal, refused: Credential, journey: Journey
+    ) -> Credential | None:
         """Another credential to try at once after a refusal that is about the account; None when it is the last word.
 
         A limit, missing credit or a refused credential puts the account aside; an overload or a 403 lets others go
@@ -148,29 +150,29 @@ class Relay:
                 if renewed := await self._accounts.after_401(refused):
                     return renewed
             except Unavailable as error:
-                if other := await self._next(asked, refused, journey):
+                if other := await self._another(asked, refused, journey):
                     return other
                 raise renew_later(error.retry_after) from error
         if (until := rest_after(refusal, self._clock())) is not None:
             self._accounts.rest(refused.account_id, until, refusal.message)
         if refusal.status in STATUSES:
             self._accounts.failed(refused.account_id)
-            return await self._instead(asked, refused, journey)
+            return await self._after_failure(asked, refused, journey)
         if refusal.status == 403:
             self._accounts.failed(refused.account_id)
-        return await self._next(asked, refused, journey) if refusal.status in (401, 402, 403, 429) else None
+        return await self._another(asked, refused, journey) if refusal.status in (401, 402, 403, 429) else None
 
-    async def _instead(self, asked: Asked, failed: Credential, journey: Journey) -> Credential | None:
+    async def _after_failure(self, asked: Asked, failed: Credential, journey: Journey) -> Credential | None:
         """Another credential after a failure that may be everybody's: counts as a retry, and none that failed too."""
         if journey.guest or journey.retries >= RETRIES:
             return None
-        other = await self._next(asked, failed, journey)
+        other = await self._another(asked, failed, journey)
         if other is None or self._accounts.get(other.account_id).strain == "failing":
             return None
         journey.retries += 1
         return other
 
-    async def _next(self, asked: Asked, before: Credential, journey: Journey) -> Credential | None:
+    async def _another(self, asked: Asked, before: Credential, journey: Journey) -> Credential | None:
         journey.tried.add(before.account_id)
         try:
             return await self._choose(asked, journey)

@@ -66,7 +66,7 @@ class Turns:
         receipt.status, receipt.ended = receipt.status or 500, receipt.ended or "error"
         receipt.duration_ms = turn.milliseconds
         if turn.hold is None:
-            self._receipts.add_stranger(receipt)
+            self._receipts.add_unbooked(receipt)
         else:
             turn.hold.settle(receipt)
             self._receipts.add(receipt, turn.chat)
@@ -77,6 +77,6 @@ class Turns:
     def turned_away(self, error: ProxyError) -> str:
         """Note a chat that came no further than the gate. The id of its receipt."""
         receipt = Receipt(at=self._clock(), status=error.status, ended="error")
-        self._receipts.add_stranger(receipt)
+        self._receipts.add_unbooked(receipt)
         log.info("%s", receipt.line())
         return receipt.id

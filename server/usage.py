@@ -242,7 +242,7 @@ class Receipts:
         self._tell.append(tell)
 
     def begin(self, receipt: Receipt) -> None:
-        """A request is on its way; `add` or `add_stranger` ends it."""
+        """A request is on its way; `add` or `add_unbooked` ends it."""
         self._under_way[receipt.id] = receipt
         self._changed()
 
@@ -263,7 +263,7 @@ class Receipts:
     def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
         self._keep(receipt, self._books.add(receipt, chat))
 
-    def add_stranger(self, receipt: Receipt) -> None:
+    def add_unbooked(self, receipt: Receipt) -> None:
         """The receipt of one who was turned away at the door: leaves no trace on the disk."""
         self._keep(receipt, Row.of(receipt, self._models))
 

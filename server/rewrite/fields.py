@@ -49,18 +49,10 @@ PLAIN_BETAS = (
 # What front ends written for other APIs leave behind; no beta brings these.
 FOREIGN = {
     *("best_of", "char_name", "do_sample", "echo", "frequency_penalty", "function_call", "functions", "grammar"),
-    *(
-        "include_reasoning",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens_to_sample",
-        "min_p",
-        "mirostat",
-    ),
-    *("n", "num_predict", "parallel_tool_calls", "presence_penalty", "prompt", "reasoning", "reasoning_effort"),
-    *("repeat_penalty", "repetition_penalty", "response_format", "seed", "stop", "store", "stream_options", "suffix"),
-    *("tfs", "top_a", "top_logprobs", "typical_p", "user", "user_name", "verbosity"),
+    *("include_reasoning", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens_to_sample", "min_p"),
+    *("mirostat", "n", "num_predict", "parallel_tool_calls", "presence_penalty", "prompt", "reasoning"),
+    *("reasoning_effort", "repeat_penalty", "repetition_penalty", "response_format", "seed", "stop", "store"),
+    *("stream_options", "suffix", "tfs", "top_a", "top_logprobs", "typical_p", "user", "user_name", "verbosity"),
 }
 BLOCK_KEYS: Mapping[str, frozenset[str]] = {
     kind: frozenset(keys.split()) | {"type", "cache_control"}

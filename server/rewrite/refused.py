@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.content import Block, Message, as_blocks, text_block, untouched, with_messages
+from server.content import Block, Message, as_blocks, text_block, turns_of, untouched, with_messages
 from server.request import ChatRequest
 from server.rewrite.context import Context
 
@@ -42,14 +42,10 @@ def leave_out_refused(request: ChatRequest, context: Context) -> ChatRequest:
 
 def joined(messages: list[Message]) -> list[Message]:
     """The messages with neighbours of one role as one."""
-    turns: list[Message] = []
-    for message in messages:
-        if turns and turns[-1]["role"] == message["role"]:
-            both = [*as_blocks(turns[-1].get("content")), *as_blocks(message.get("content"))]
-            turns[-1] = {**turns[-1], "content": both}
-        else:
-            turns.append(message)
-    return turns
+    return [
+        turn[0] if len(turn) == 1 else {**turn[0], "content": [b for m in turn for b in as_blocks(m.get("content"))]}
+        for turn in turns_of(messages)
+    ]
 
 
 def without(value: Any, path: list[str]) -> Any:

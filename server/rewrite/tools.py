@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from server.content import (
     by_budget,
     inner_blocks,
     text_block,
+    turns_of,
     user_message,
 )
 from server.models import Model
@@ -26,17 +26,8 @@ from server.rewrite.context import Context
 NO_RESULT = "No result was kept."
 INSIDE = ("text", "image", "document", "search_result")  # what may stand in a result and outside of one
 TOOL_KEYS = {
-    *(
-        "type",
-        "name",
-        "description",
-        "input_schema",
-        "cache_control",
-        "strict",
-        "defer_loading",
-        "eager_input_streaming",
-    ),
-    *("allowed_callers", "input_examples"),
+    *("type", "name", "description", "input_schema", "cache_control", "strict", "defer_loading"),
+    *("eager_input_streaming", "allowed_callers", "input_examples"),
 }
 ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 
@@ -188,16 +179,6 @@ def fit_calls(request: ChatRequest) -> ChatRequest:
     return request.but("fit_tools", detail, messages=new)
 
 
-def turns_of(messages: Iterable[Message]) -> list[list[Message]]:
-    turns: list[list[Message]] = []
-    for message in messages:
-        if turns and turns[-1][0]["role"] == message["role"]:
-            turns[-1].append(message)
-        else:
-            turns.append([message])
-    return turns
-
-
 def as_said(block: Block, calls: Calls) -> list[Block]:
     """A block of the assistant's."""
     match block.get("type"):
@@ -286,7 +267,7 @@ def fit_choice(request: ChatRequest, context: Context, model: Model) -> ChatRequ
         free = {key: value for key, value in choice.items() if key == "disable_parallel_tool_use"}
         detail = f"Asked for the tool in words: {model.display_name} cannot be forced to call one."
         return request.but(
-            "fit_tools", detail, tool_choice={"type": "auto", **free}, messages=with_last_words(body["messages"], asked)
+            "fit_tools", detail, tool_choice={"type": "auto", **free}, messages=[*body["messages"], asked]
         )
     if by_budget(body.get("thinking"), model) or (clash and (asks_to_think(body) or model.thinks_by_default)):
         detail = "Switched thinking off for this request: it cannot be together with a forced tool."
@@ -315,8 +296,3 @@ def choice_of(choice: Any, names: set[str]) -> dict[str, Any] | None:
     if kind != "none" and isinstance(choice.get("disable_parallel_tool_use"), bool):
         fitted["disable_parallel_tool_use"] = choice["disable_parallel_tool_use"]
     return fitted
-
-
-def with_last_words(messages: list[Message], words: Message) -> list[Message]:
-    """The messages with a user's words behind everything; a separate message, which the API joins to its neighbour."""
-    return [*messages, words]
