@@ -6,7 +6,7 @@ Kept in data_dir/state.sqlite over restarts: digests keyed with a local secret, 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from server.rewrite.steady_window import Window
 SAME_CHAT = 0.35  # of a prompt's bytes stand in another one
 REQUESTS = 96  # remembered in all
 RELATED = 24  # looked at for one plan
+COMMON = 0.25  # of a chat's requests: prompts in front that more of them have are usual there, others passing
 MARGIN = 5.0  # seconds before an entry's end from which it is not counted on
 PROGRAM = 5.0  # pauses under this are a program's, and say nothing about the player's
 WEEK = 7 * 86_400.0
@@ -45,19 +46,15 @@ def seen(related: Sequence[Request], prompt: Prompt) -> list[Seen]:
         one.followed(prompt) if number >= len(related) - LOOKAHEAD else (one.steps, one.followers)
         for number, one in enumerate(related)
     ]
-    fronts: set[bytes] = set()
-    again = set()  # numbers of those whose prompts in front had been sent before; the one that is planned comes last
-    for number, one in enumerate([*(one.prompt for one in related), prompt]):
-        if one.front in fronts:
-            again.add(number)
-        fronts.add(one.front)
+    fronts = [one.prompt.front for one in related] + [prompt.front]
+    common = {front for front, times in Counter(fronts).items() if times > COMMON * len(fronts)}
     grown = {  # of those that went on where an earlier one ended
         number + k
         for number, (one, (steps, _)) in enumerate(zip(related, ways, strict=True))
         for k, agreed in steps
         if agreed == len(one.prompt)
     }
-    last = len(related)
+    kinds = [(front in common, number in grown) for number, front in enumerate(fronts)]
     return [
         Seen(
             length=len(one.prompt),
@@ -66,7 +63,7 @@ def seen(related: Sequence[Request], prompt: Prompt) -> list[Seen]:
             pause=one.pause,
             steps=tuple(steps),
             followers=followers,
-            alike=(number in again, number in grown) == (last in again, last in grown),
+            alike=kinds[number] == kinds[-1],
         )
         for number, (one, (steps, followers)) in enumerate(zip(related, ways, strict=True))
     ]

@@ -228,16 +228,18 @@ def test_a_request_is_seen_as_followed_by_the_one_that_is_planned():
     assert (told[-1].followers, told[-1].steps) == (1, ((1, before.prompt.shared(plan.prompt)),))
 
 
-def test_a_request_is_alike_if_its_prompts_in_front_were_as_new_as_these():
+def test_a_request_is_alike_if_its_prompts_in_front_are_as_usual_in_the_chat_as_these():
+    """Two lorebook entries, each awake for one turn."""
     memory = CacheMemory(SECRET)
-    chat, bench = Chat(seed=4, earlier=20, lore=1), Bench(memory)
-    for at, active in enumerate(({}, {0: 9}, {}, {0: 9})):
+    chat, bench = Chat(seed=4, earlier=20, lore=2), Bench(memory)
+    for at, active in enumerate(({}, {}, {0: 9}, {}, {}, {})):
         chat.active = active
         chat.say()
         bench.ask(chat.ask(), at * 60.0)
         chat.reply()
-    _, plan = bench.plan(chat.ask(), 300.0)
-    assert [one.alike for one in seen(plan.related, plan.prompt)] == [False, False, True, True]
+    chat.active = {1: 9}
+    _, plan = bench.plan(chat.ask(), 360.0)
+    assert [one.alike for one in seen(plan.related, plan.prompt)] == [False, False, True, False, False, False]
 
 
 def test_a_request_is_alike_if_it_goes_on_where_an_earlier_one_ended_as_this_one_does():

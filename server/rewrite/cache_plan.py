@@ -25,11 +25,12 @@ LOOKAHEAD = 8  # later requests of the chat in which a prefix may come back
 NEW, OLD = 7, 3  # blocks thought about: ends of new entries, of living ones
 FADING = 0.95  # what a request says about the chat's next step, against the one after it
 CAUTION = 1.2  # extra costs are certain, gains are not: where they balance, nothing is written
-UNLIKE = 0.3  # and if it came into the chat in another way than the one that is planned
+UNLIKE = 0.15  # and if it came into the chat in another way than the one that is planned
 SHIFTED, SHIFT = 0.15, 3  # the part of each guess that parts so many blocks earlier: texts injected vary in number
 # How a chat goes on that nobody knows yet: weight, blocks before the end; and the weight of the end of the system part.
 PRIOR_RETURNS = ((0.25, 0), (0.06, 5), (0.05, 9))
 PRIOR_HEAD = 0.08
+PRIOR_FADING = 0.9  # and how much of that is left by each request of the chat
 PRIOR_PAUSES, PRIOR_5M, PRIOR_1H = 6.0, 0.7, 0.85  # weight; the share of pauses under five minutes, under an hour
 PRIOR_NEXT_5M, PRIOR_NEXT_1H = 0.85, 0.95  # and how much of it is left by each further pause in the same span
 CHECKPOINT_SHARE, CHECKPOINT_MOST = 0.35, 2.5  # of a prompt is new; times what the next pause says
@@ -48,8 +49,8 @@ class Seen:
 
     `steps`: after how many requests one agreed with it further than any before, and on how many blocks. `pause`: the
     seconds since the request before it; None where that says nothing about the player. `alike`: it came into the chat
-    like the request that is planned: its prompts in front had been sent before or not, and it went on where an earlier
-    one ended or not.
+    like the request that is planned: with prompts in front that are usual there or passing, and going on where an
+    earlier one ended or not.
     """
 
     length: int
@@ -122,7 +123,8 @@ def expected_returns(prompt: Prompt, seen: Sequence[Seen]) -> Iterator[Return]:
         weight *= FADING
     if seen or prompt.streams:  # a lone request that does not stream is hardly ever a chat: a caption, a test
         ends = [(weight, len(prompt) - back) for weight, back in PRIOR_RETURNS] + [(PRIOR_HEAD, prompt.head)]
-        samples += [(weight, LOOKAHEAD, [(1, end)]) for weight, end in ends]
+        fresh = PRIOR_FADING ** len(seen)
+        samples += [(weight * fresh, LOOKAHEAD, [(1, end)]) for weight, end in ends]
     known = [sum(weight for weight, followers, _ in samples if followers >= k) for k in range(LOOKAHEAD + 1)]
     for weight, _, steps in samples:
         low = 0
