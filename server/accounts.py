@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 
 from server.addresses import base_of, url_problem
-from server.ant import AntHome, AntProfile
+from server.ant import AntProfile, AntStore
 from server.claude_code import ON_A_MAC, ClaudeCodeSettings
 from server.errors import ProxyError
 from server.health import (
@@ -214,7 +214,7 @@ class Accounts:
         login = self._wallet.login(entry)
         if login is None:
             return self._after_refused_key(entry, failed)
-        tokens = login.home.read()
+        tokens = login.store.read()
         if tokens is None or refusal(entry, tokens):
             return None
         if tokens.access_token != failed.secret and login.is_good(tokens):
@@ -356,11 +356,11 @@ class Accounts:
         """Renew a login now, for the owner's button. Raises ProxyError 401 when it has ended, 503 when it must wait."""
         await self._wallet.look()
         if login := self._wallet.login(self._wallet.entry(account_id)):
-            tokens = login.home.read()
+            tokens = login.store.read()
             try:
                 await login.renewed(tokens.access_token if tokens else "", at_once=True)
             except InvalidGrant:
-                raise ProxyError(401, f"This sign-in has ended. {login.home.remedy}") from None
+                raise ProxyError(401, f"This sign-in has ended. {login.store.remedy}") from None
             except Unavailable as error:
                 raise ProxyError(503, f"The sign-in could not be renewed: {error}. It is kept; try later.") from None
         return self.get(account_id)
@@ -375,7 +375,7 @@ class Accounts:
 
     def _account(self, entry: Entry, now: float) -> Account:
         login = self._wallet.login(entry)
-        tokens = login.home.read() if login else None
+        tokens = login.store.read() if login else None
         priority, stored = entry.get("priority"), entry.get("last_refresh_at")
         account = Account(
             id=entry["id"],
@@ -398,7 +398,7 @@ class Accounts:
         if not account.enabled:
             return replace(account, state="off", reason="Switched off.")
         if login and tokens is None:
-            return replace(account, state="sign_in_again", reason=login.home.problem or login.home.remedy)
+            return replace(account, state="sign_in_again", reason=login.store.problem or login.store.remedy)
         if reason := refusal(entry, tokens):
             return replace(account, state="sign_in_again", reason=reason)
         rest = self._rests.get(account.id)
@@ -415,14 +415,14 @@ class Accounts:
 
     def _credential(self, entry: Entry, secret: str, *, renewed: bool = False) -> Credential:
         login = self._wallet.login(entry)
-        workspace = login.home.workspace_id if login and isinstance(login.home, AntHome) else ""
+        workspace = login.store.workspace_id if login and isinstance(login.store, AntStore) else ""
         base_url = base_url_of(entry, login) or self._base_url
         return Credential(entry["kind"], secret, base_url, entry["id"], workspace, renewed)
 
     def _held(self) -> Iterable[Credential]:
         for entry in self._wallet.entries().values():
             login = self._wallet.login(entry)
-            if login and (tokens := login.home.read()):
+            if login and (tokens := login.store.read()):
                 yield self._credential(entry, tokens.access_token)
 
     async def _keep(self, old: Entry, new: Entry) -> Account:
@@ -434,6 +434,6 @@ class Accounts:
 
 def base_url_of(entry: Entry, login: Login | None) -> str:
     """The account's own upstream; "" for the usual one. A credential goes to its own host only."""
-    if login and isinstance(login.home, AntHome):
-        return login.home.own_base_url
+    if login and isinstance(login.store, AntStore):
+        return login.store.own_base_url
     return str(entry.get("base_url", ""))

@@ -81,7 +81,7 @@ def command(environ: Mapping[str, str]) -> str | None:
     return shutil.which("ant", path=environ.get("PATH", ""))
 
 
-class AntHome:
+class AntStore:
     """One profile: `configs/NAME.json` says how, `credentials/NAME.json` holds the token.
 
     `ant` renews its own files; only where there is no such command we do it, as the official SDKs do.

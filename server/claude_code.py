@@ -31,7 +31,7 @@ def credentials_file(config_dir: str, environ: Mapping[str, str]) -> Path:
     return Path(config_dir or environ.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser() / ".credentials.json"
 
 
-class ClaudeCodeHome:
+class ClaudeCodeStore:
     """`{"claudeAiOauth": {accessToken, refreshToken, expiresAt in ms, scopes, …}, …}`, shared with Claude Code.
 
     The file is written only after a renewal, as a whole new file with every field we do not know kept; an ended login

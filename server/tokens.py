@@ -161,7 +161,7 @@ def fingerprint(*secrets: str) -> str:
 # ---- one login
 
 
-class Home(Protocol):
+class TokenStore(Protocol):
     """Where one login is kept and how it is renewed there: our tokens.json, Claude Code's file, an `ant` profile."""
 
     file: SharedJson
@@ -187,7 +187,7 @@ class Home(Protocol):
         """Have the login renewed. Raises InvalidGrant, Unavailable."""
 
 
-class OwnHome:
+class OwnStore:
     """An entry of tokens.json."""
 
     def __init__(self, file: SharedJson, account_id: str, settings: OAuthSettings, clock: Callable[[], float]) -> None:
@@ -247,8 +247,8 @@ class Login:
     a front end that hangs up would else cancel it after the server has spent the refresh token, and the login is lost.
     """
 
-    def __init__(self, home: Home, clock: Callable[[], float], ended: Callable[[Tokens, str], None]) -> None:
-        self.home = home
+    def __init__(self, store: TokenStore, clock: Callable[[], float], ended: Callable[[Tokens, str], None]) -> None:
+        self.store = store
         self.pause = Pause()
         self.error = ""  # why the last renewal failed
         self.renewed_at: float | None = None
@@ -271,7 +271,7 @@ class Login:
 
         Raises InvalidGrant, Unavailable.
         """
-        tokens = self.home.read()
+        tokens = self.store.read()
         if tokens is None:
             raise InvalidGrant("the login is no longer there")
         if not self.is_good(tokens):
@@ -295,7 +295,7 @@ class Login:
 
     async def keep_ahead(self) -> None:
         """Renew if the end is near. What goes wrong is noted in `error` and `pause`, or told to the pool."""
-        tokens = self.home.read()
+        tokens = self.store.read()
         if tokens and (self.is_due(tokens) or not self.is_good(tokens)) and not self.pause.left(self._clock()):
             await asyncio.wait([self._begin(tokens.access_token)])
 
@@ -328,12 +328,12 @@ class Login:
 
     async def _renew(self, stale: str) -> Tokens:
         """Lock, reload, look again, renew, save before use, release."""
-        file = self.home.file
+        file = self.store.file
         spent: Tokens | None = None
         try:
             async with file.lock():
                 await file.reload(mend=True)
-                spent = self.home.read()
+                spent = self.store.read()
                 if spent is None:
                     raise InvalidGrant("the login is no longer there")
                 if spent.access_token != stale and self.is_good(spent):
@@ -356,20 +356,20 @@ class Login:
 
     async def _ask(self, spent: Tokens) -> Tokens:
         """Renew `spent` and save what comes of it, with the lock held."""
-        file = self.home.file
+        file = self.store.file
         try:
-            new = await self.home.ask(spent, repeat_lost=not self.pause.failures)
+            new = await self.store.ask(spent, repeat_lost=not self.pause.failures)
         except InvalidGrant:
             await file.reload()  # a program that does not know our lock may have renewed it first
-            now = self.home.read()
+            now = self.store.read()
             if now and now.refresh_token != spent.refresh_token:
                 if self.is_good(now):
                     return now
                 raise Unavailable("another program is renewing the same login") from None
             raise
-        file.edit(self.home.put(spent, new))
+        file.edit(self.store.put(spent, new))
         await file.save_locked()  # when it fails, the edit stays in memory and is saved later
-        tokens = self.home.read() or new
+        tokens = self.store.read() or new
         if tokens.access_token == self._refused:
             raise InvalidGrant("it was refused, and renewing it gave the same token again")
         return tokens

@@ -15,8 +15,8 @@ from math import inf
 from pathlib import Path
 
 from server import ant, files
-from server.ant import AntHome, AntProfile
-from server.claude_code import ClaudeCodeHome, ClaudeCodeSettings, credentials_file
+from server.ant import AntProfile, AntStore
+from server.claude_code import ClaudeCodeSettings, ClaudeCodeStore, credentials_file
 from server.errors import ProxyError
 from server.files import Busy, why
 from server.oauth import OAuthSettings, Tokens
@@ -24,10 +24,10 @@ from server.payers import WARNED_AHEAD
 from server.shared_json import Document, SharedJson
 from server.tokens import (
     Entry,
-    Home,
     Login,
-    OwnHome,
+    OwnStore,
     Pause,
+    TokenStore,
     all_entries,
     change_entry,
     check_document,
@@ -79,7 +79,7 @@ class Wallet:
         self._clock = clock
         self._environ = environ
         self._file = SharedJson(folder / "tokens.json", ours=True, check=check_document, clock=clock)
-        self._claude_code = ClaudeCodeHome(credentials_file(claude_code.config_dir, environ), oauth, clock)
+        self._claude_code = ClaudeCodeStore(credentials_file(claude_code.config_dir, environ), oauth, clock)
         self._logins: dict[str, Login] = {}
         self._notes: list[str] = []
         self._pause = Pause()  # after a save that failed
@@ -138,7 +138,7 @@ class Wallet:
         found = []
         if unusable := sum(not is_usable(entry) for entry in all_entries(self._file.document)):
             found.append(f"tokens.json holds {unusable} account(s) that cannot be read; they are left as they are.")
-        logins = [login.home.read() for login in self._logins.values()]
+        logins = [login.store.read() for login in self._logins.values()]
         if any(tokens and not tokens.may_chat for tokens in logins):
             found.append("A sign-in lacks the right user:inference and cannot chat. Sign in again.")
         return found
@@ -149,11 +149,11 @@ class Wallet:
         found = []
         for entry in self.entries().values():
             login = self.login(entry) if entry.get("enabled") is not False else None
-            tokens = login.home.read() if login else None
+            tokens = login.store.read() if login else None
             if login and tokens and not refusal(entry, tokens):
                 left = tokens.ends_at - self._clock()
                 if 0 < left <= WARNED_AHEAD:
-                    found.append(about_to_end(str(entry.get("name")), tokens.ends_at, left, login.home.remedy))
+                    found.append(about_to_end(str(entry.get("name")), tokens.ends_at, left, login.store.remedy))
         return found
 
     @property
@@ -169,7 +169,7 @@ class Wallet:
             await self._claude_code.look()
         for entry in self.entries().values():
             if entry.get("source") == "ant" and (login := self.login(entry)):
-                await login.home.look()
+                await login.store.look()
 
     def entries(self) -> dict[str, Entry]:
         """What may pay, by id: what tokens.json holds, and Claude Code's login where setting or owner allow it."""
@@ -194,17 +194,17 @@ class Wallet:
         login = self._logins.get(entry["id"])
         if login is None:
             account_id = entry["id"]
-            login = Login(self._home(entry), self._clock, lambda tokens, words: self._ended(account_id, tokens, words))
+            login = Login(self._store(entry), self._clock, lambda tokens, words: self._ended(account_id, tokens, words))
             self._logins[account_id] = login
         return login
 
-    def _home(self, entry: Entry) -> Home:
+    def _store(self, entry: Entry) -> TokenStore:
         match entry.get("source"):
             case "claude_code":
                 return self._claude_code
             case "ant":
-                return AntHome(entry["profile"], self._oauth, self._base_url, self._clock, self._environ)
-        return OwnHome(self._file, entry["id"], self._oauth, self._clock)
+                return AntStore(entry["profile"], self._oauth, self._base_url, self._clock, self._environ)
+        return OwnStore(self._file, entry["id"], self._oauth, self._clock)
 
     def ant_profiles(self) -> list[AntProfile]:
         used = {entry.get("profile") for entry in self.entries().values()}
@@ -257,7 +257,7 @@ class Wallet:
         self._file.edit(put_entry(entry))
         if login := self.login(entry):
             login.forget_troubles()
-            await login.home.look()
+            await login.store.look()
         await self.save()
         return str(entry["id"])
 
@@ -272,7 +272,7 @@ class Wallet:
     def end(self, entry: Entry, tokens: Tokens, reason: str) -> None:
         """A login has ended for good: keep it, set aside, until the owner signs in again or its file changes."""
         if login := self.login(entry):
-            self.set_aside(entry, tokens, f"This sign-in has ended: {reason}. {login.home.remedy}")
+            self.set_aside(entry, tokens, f"This sign-in has ended: {reason}. {login.store.remedy}")
 
     def set_aside(self, entry: Entry, tokens: Tokens | None, reason: str) -> None:
         """Do not use this very credential any more."""
@@ -290,7 +290,10 @@ class Wallet:
         self._pause = Pause() if all(saved) else self._pause.after_failure(self._clock())
 
     def _all_files(self) -> list[SharedJson]:
-        return [self._file, *(login.home.file for login in self._logins.values() if login.home.file is not self._file)]
+        return [
+            self._file,
+            *(login.store.file for login in self._logins.values() if login.store.file is not self._file),
+        ]
 
     # -- looking after it
 
@@ -310,7 +313,7 @@ class Wallet:
             login = self.login(entry)
             if login is None or entry.get("source", "own") != "own" or entry.get("enabled") is False:
                 continue
-            if not refusal(entry, login.home.read()):
+            if not refusal(entry, login.store.read()):
                 await login.keep_ahead()
 
     async def _keep_looking(self) -> None:

@@ -14,7 +14,7 @@ from server.tokens import (
     AHEAD,
     JITTER,
     Login,
-    OwnHome,
+    OwnStore,
     Pause,
     change_entry,
     check_document,
@@ -320,7 +320,7 @@ async def test_who_meets_a_401_during_a_renewal_for_an_older_token_does_not_get_
     await file.save()
     file.let_go.clear(), file.leaving.clear()
 
-    one = Login(OwnHome(file, "acc_1", settings(oauth.url), clock), clock, lambda tokens, reason: None)
+    one = Login(OwnStore(file, "acc_1", settings(oauth.url), clock), clock, lambda tokens, reason: None)
     first = asyncio.create_task(one.renewed(old.access_token))
     await file.leaving.wait()
     oauth.kill(stored_by_another.access_token)
