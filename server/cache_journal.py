@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.database import opened
-from server.prefix import DIGEST, Entry, Prompt, chained, keyed, placed
+from server.prefix import DIGEST, CacheKey, Prompt, chained, keyed, placed
 from server.rewrite.cache_plan import LOOKAHEAD, Lifetime
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,9 @@ FORGET_ENTRY = 86_400.0  # an entry that died is remembered for a day, to say wh
 GATHERED = 1.0  # seconds of changes that are written together; a crash loses no more
 
 
-class Kept(NamedTuple):
-    """An entry of an upstream's cache, as believed. `tokens`: as the upstream counted them, 0 where it did not say."""
+class CacheEntry(NamedTuple):
+    """An entry of an upstream's cache, as believed: it can be read from `since` to `until` (unix seconds). `tokens`: as
+    the upstream counted them, 0 where it did not say."""
 
     lifetime: Lifetime
     until: float
@@ -33,8 +34,9 @@ class Kept(NamedTuple):
 
 
 @dataclass(eq=False)
-class Request:
-    """An earlier request: what it consisted of, in digests, and how far later ones of its chat agreed with it."""
+class PastRequest:
+    """An earlier request: what it consisted of, in digests, and how far later ones of its chat agreed with it. `at` is
+    in unix seconds, `pause` in seconds since the request before it; `steps` and `followers` as in `Seen`."""
 
     prompt: Prompt
     at: float
@@ -55,8 +57,8 @@ class Request:
 class Changed:
     """What is to be written: the last word on each entry, request and fact. `gone`: the last request forgotten."""
 
-    entries: dict[Entry, Kept | None] = field(default_factory=dict)
-    requests: dict[int, tuple[Request, bool]] = field(default_factory=dict)  # by row; whether it is a new one
+    entries: dict[CacheKey, CacheEntry | None] = field(default_factory=dict)
+    requests: dict[int, tuple[PastRequest, bool]] = field(default_factory=dict)  # by row; whether it is a new one
     facts: dict[str, Any] = field(default_factory=dict)
     gone: int = 0
 
@@ -91,15 +93,15 @@ class Journal:
         self._broken = False  # unreadable: left alone
         self._failing = False  # said once in the log, until it works again
 
-    def load(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
+    def load(self, secret: bytes) -> tuple[dict[CacheKey, CacheEntry], list[PastRequest], dict[str, Any]]:
         """What was kept: entries, requests (oldest first), facts. Nothing, with a line in the log, if unreadable."""
         return self._writer.submit(self._read, secret).result()
 
     def save(
         self,
         *,
-        entries: Iterable[tuple[Entry, Kept | None]] = (),
-        requests: Iterable[Request] = (),
+        entries: Iterable[tuple[CacheKey, CacheEntry | None]] = (),
+        requests: Iterable[PastRequest] = (),
         gone: int = 0,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -128,7 +130,7 @@ class Journal:
             self._db = opened(self._path, *self.TABLES, durable=False)
         return self._db
 
-    def _read(self, secret: bytes) -> tuple[dict[Entry, Kept], list[Request], dict[str, Any]]:
+    def _read(self, secret: bytes) -> tuple[dict[CacheKey, CacheEntry], list[PastRequest], dict[str, Any]]:
         """Rows of another secret or version, or that make no sense, are deleted."""
         ours = {"version": self.VERSION, "key": keyed(secret, b"cache memory").hex()[:16]}
         try:
@@ -151,14 +153,14 @@ class Journal:
             self._broken = True
         return {}, [], {}
 
-    def _rows(self, db: sqlite3.Connection) -> tuple[dict[Entry, Kept], list[Request]]:
+    def _rows(self, db: sqlite3.Connection) -> tuple[dict[CacheKey, CacheEntry], list[PastRequest]]:
         db.execute("DELETE FROM cache_entries WHERE until < ?", (self._now - FORGET_ENTRY,))
         entries = {
-            (seal, chain): Kept(*kept)
+            (seal, chain): CacheEntry(*kept)
             for seal, chain, *kept in db.execute("SELECT * FROM cache_entries ORDER BY until")
         }
         requests = [
-            Request(unpacked(prompt), at, pause, [(k, n) for k, n in orjson.loads(steps)], followers, row)
+            PastRequest(unpacked(prompt), at, pause, [(k, n) for k, n in orjson.loads(steps)], followers, row)
             for row, at, pause, steps, followers, prompt in db.execute("SELECT * FROM cache_requests ORDER BY row")
         ]
         return entries, requests

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from server.cache_journal import Journal, Kept, Request
+from server.cache_journal import CacheEntry, Journal, PastRequest
 from server.models import Model
-from server.prefix import Digests, Entry, Prompt, keyed
-from server.rewrite.cache_plan import LOOKAHEAD, Held, Lifetime, Seen, Terms
+from server.prefix import CacheKey, Digests, Prompt, keyed
+from server.rewrite.cache_plan import LOOKAHEAD, Lifetime, LiveEntry, Seen, Terms
 from server.rewrite.late_lore import Head
 from server.rewrite.steady_window import Window
 
@@ -39,7 +39,7 @@ class Scope(NamedTuple):
     workspace: str = ""
 
 
-def seen(related: Sequence[Request], prompt: Prompt) -> list[Seen]:
+def seen(related: Sequence[PastRequest], prompt: Prompt) -> list[Seen]:
     """What the earlier requests of a chat say about the next one, which counts as a follower of the last ones already:
     in a young chat nothing else is known."""
     ways = [
@@ -89,9 +89,9 @@ class Upstream:
         return ("1h",) if now < self.separate_until else ("5m", "1h")
 
 
-def alive(known: Mapping[int, Kept], now: float) -> dict[int, Held]:
+def alive(known: Mapping[int, CacheEntry], now: float) -> dict[int, LiveEntry]:
     """Those of the entries that can be read now, with a margin."""
-    return {i: Held(one.lifetime, one.until) for i, one in known.items() if one.since <= now < one.until - MARGIN}
+    return {i: LiveEntry(one.lifetime, one.until) for i, one in known.items() if one.since <= now < one.until - MARGIN}
 
 
 class CacheMemory:
@@ -102,8 +102,8 @@ class CacheMemory:
         self.digests = Digests(self.secret)
         self._names: dict[str, str] = {}
         self._journal = journal
-        self._entries: dict[Entry, Kept] = {}
-        self._requests: deque[Request] = deque(maxlen=REQUESTS)
+        self._entries: dict[CacheKey, CacheEntry] = {}
+        self._requests: deque[PastRequest] = deque(maxlen=REQUESTS)
         self._upstreams: dict[str, Upstream] = {}
         self._tokens_per_byte: dict[str, float] = {}
         self.heads: dict[int, Head] = {}
@@ -113,14 +113,14 @@ class CacheMemory:
 
     # ----------------------------------------------------------------------------------------------------------- asking
 
-    def known(self, prompt: Prompt) -> dict[int, Kept]:
+    def known(self, prompt: Prompt) -> dict[int, CacheEntry]:
         """The blocks of a prompt that end an entry, dead ones too."""
         entries = self._entries
-        return {i: entries[entry] for i, entry in enumerate(prompt.entries()) if entry in entries}
+        return {i: entries[key] for i, key in enumerate(prompt.keys()) if key in entries}
 
-    def related(self, prompt: Prompt) -> tuple[Request, ...]:
+    def related(self, prompt: Prompt) -> tuple[PastRequest, ...]:
         """The last requests of the same chat, oldest first; whoever paid, whatever the model."""
-        found: list[Request] = []
+        found: list[PastRequest] = []
         for request in reversed(self._requests):
             if prompt.resembles(request.prompt, SAME_CHAT):
                 found.append(request)
@@ -144,32 +144,32 @@ class CacheMemory:
 
     # --------------------------------------------------------------------------------------------------------- learning
 
-    def write(self, prompt: Prompt, changed: Mapping[int, Kept | None]) -> None:
+    def write(self, prompt: Prompt, changed: Mapping[int, CacheEntry | None]) -> None:
         """Take over what a request did to the entries at these blocks; None: it was not there after all."""
-        rows: list[tuple[Entry, Kept | None]] = []
+        rows: list[tuple[CacheKey, CacheEntry | None]] = []
         for i, kept in changed.items():
-            entry = prompt.entry(i)
-            old = self._entries.get(entry)
+            key = prompt.key(i)
+            old = self._entries.get(key)
             if kept is None:
-                self._entries.pop(entry, None)
+                self._entries.pop(key, None)
             else:
                 if old and old.lifetime == kept.lifetime and old.until > kept.until:
                     kept = kept._replace(until=old.until)  # of two requests that overlapped, the later one counts
-                self._entries.pop(entry, None)  # so that the oldest stand in front
-                self._entries[entry] = kept
-            rows.append((entry, kept))
-        for entry in list(islice(self._entries, max(len(self._entries) - ENTRIES, 0))):
-            del self._entries[entry]
-            rows.append((entry, None))
+                self._entries.pop(key, None)  # so that the oldest stand in front
+                self._entries[key] = kept
+            rows.append((key, kept))
+        for key in list(islice(self._entries, max(len(self._entries) - ENTRIES, 0))):
+            del self._entries[key]
+            rows.append((key, None))
         self._save(entries=rows)
 
-    def remember(self, prompt: Prompt, related: Iterable[Request], at: float, reply: str = "") -> Request:
+    def remember(self, prompt: Prompt, related: Iterable[PastRequest], at: float, reply: str = "") -> PastRequest:
         """Keep a request that began, and let the ones before it know how far it agreed with them."""
         before = list(related)
         for one in before[-LOOKAHEAD:]:
             one.steps, one.followers = one.followed(prompt)
         pause = at - before[-1].at if before else None
-        request = Request(prompt, at, pause if pause is not None and pause >= PROGRAM else None, reply=reply)
+        request = PastRequest(prompt, at, pause if pause is not None and pause >= PROGRAM else None, reply=reply)
         gone = self._requests[0].row if len(self._requests) == REQUESTS else 0
         request.row = self._requests[-1].row + 1 if self._requests else 1
         self._requests.append(request)

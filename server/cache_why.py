@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from server.cache_draft import Plan
 from server.cache_memory import MARGIN
-from server.cache_planner import Counts, Plan
+from server.cache_planner import Counts
 from server.days import span
 from server.prefix import Prompt
 from server.rewrite.cache_plan import SECONDS, Forecast

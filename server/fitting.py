@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 from server.addresses import is_loopback
 from server.attempt import Asked
+from server.cache_draft import Bounds, Plan
 from server.cache_helps import CacheHelps
 from server.cache_memory import Scope
-from server.cache_planner import Bounds, CachePlanner, Plan
+from server.cache_planner import CachePlanner
 from server.cache_why import tell
 from server.explain import Refusal, is_policy
 from server.keepalive import KeepAlive

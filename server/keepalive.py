@@ -15,8 +15,9 @@ from typing import Any
 from server.accounts import Accounts
 from server.attempt import MESSAGES, Asked, Attempts
 from server.budget import Budgets
+from server.cache_draft import Plan, mark_of
 from server.cache_memory import SAME_CHAT
-from server.cache_planner import CachePlanner, Counts, Plan, mark_of
+from server.cache_planner import CachePlanner, Counts
 from server.content import as_blocks, user_message
 from server.errors import ProxyError
 from server.explain import Refusal

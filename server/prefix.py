@@ -26,7 +26,7 @@ IMAGE_BYTES = 6_000  # what an image counts like, in bytes of text: about 1,500 
 KNOWN = 4_096  # blocks whose digests are remembered, some 300 bytes each: a few long chats
 
 PART = itemgetter(0)  # of a place
-Entry = tuple[bytes, bytes]  # what the cache may hold: the seal of a part and the digest of a prefix that ends in it
+CacheKey = tuple[bytes, bytes]  # what the cache may hold: the seal of a part and the digest of a prefix that ends in it
 
 
 class Place(NamedTuple):
@@ -88,11 +88,11 @@ class Prompt:
         """The bytes of all blocks, each counted once."""
         return sum(self.weights.values())
 
-    def entry(self, i: int) -> Entry:
+    def key(self, i: int) -> CacheKey:
         """The cache entry a mark on block `i` reads or writes."""
         return self.seals[self.places[i].part], self.chain[i]
 
-    def entries(self) -> Iterator[Entry]:
+    def keys(self) -> Iterator[CacheKey]:
         """The cache entry of each block."""
         return zip(map(self.seals.__getitem__, map(PART, self.places)), self.chain, strict=True)
 

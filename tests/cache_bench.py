@@ -1,8 +1,9 @@
 """A planner beside the practice upstream's accounting: what tests of the prompt cache play their chats against."""
 
+from server.cache_draft import Bounds
 from server.cache_helps import CacheHelps
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import Bounds, CachePlanner
+from server.cache_planner import CachePlanner
 from server.cache_why import tell
 from server.models import Models
 from server.practice import accounting

@@ -8,7 +8,7 @@ import pytest
 from cache_bench import MODELS, SECRET, Bench
 from chats import Chat
 
-from server.cache_journal import Journal, Kept, packed, unpacked
+from server.cache_journal import CacheEntry, Journal, packed, unpacked
 from server.cache_memory import CacheMemory, Scope, alive, seen
 from server.prefix import Digests, read_prompt
 from server.rewrite.late_lore import Head
@@ -190,8 +190,8 @@ def test_old_requests_are_forgotten_also_on_disk(tmp_path):
 def test_of_two_requests_that_overlapped_the_longer_life_counts():
     memory = CacheMemory(SECRET)
     prompt = read_prompt(Chat(seed=2).ask(), MODEL, "s", Digests(SECRET))
-    memory.write(prompt, {3: Kept("5m", 400.0, 100.0)})
-    memory.write(prompt, {3: Kept("5m", 350.0, 51.0)})
+    memory.write(prompt, {3: CacheEntry("5m", 400.0, 100.0)})
+    memory.write(prompt, {3: CacheEntry("5m", 350.0, 51.0)})
     assert alive(memory.known(prompt), 390.0).keys() == {3}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from server.prefix import Digests, read_prompt
 from server.rewrite.cache_plan import (
-    Held,
+    LiveEntry,
     Seen,
     Terms,
     chances,
@@ -48,14 +48,14 @@ def test_a_chat_nobody_knows_is_written_for_five_minutes():
 
 
 def test_a_steady_chat_reads_its_hit_and_writes_its_end():
-    marks = plan_marks(prompt(), {27: Held("5m", 999.0)}, STEADY, TERMS)
+    marks = plan_marks(prompt(), {27: LiveEntry("5m", 999.0)}, STEADY, TERMS)
     assert {27, 29} <= marks.keys()
     assert "1h" in marks.values(), "two new blocks carry the whole chat for an hour"
 
 
 def test_where_a_note_stands_four_before_the_end_nothing_behind_it_is_written():
     seen = [grew(n, [(1, n - 4)], followers=6) for n in range(18, 30, 2)]
-    marks = plan_marks(prompt(), {23: Held("5m", 999.0)}, seen, TERMS)
+    marks = plan_marks(prompt(), {23: LiveEntry("5m", 999.0)}, seen, TERMS)
     assert max(marks) == 25
 
 
@@ -80,13 +80,13 @@ def test_with_long_pauses_only_nothing_is_written():
 
 def test_where_no_lifetime_is_taken_there_are_no_marks():
     none = Terms(minimum=1_024, tokens_per_byte=0.25, lifetimes=())
-    assert plan_marks(prompt(), {27: Held("5m", 999.0)}, STEADY, none) == {}
+    assert plan_marks(prompt(), {27: LiveEntry("5m", 999.0)}, STEADY, none) == {}
 
 
 def test_one_kind_of_lifetime_is_used_where_only_that_is_taken():
     for kind in ("5m", "1h"):
         terms = Terms(minimum=1_024, tokens_per_byte=0.25, lifetimes=(kind,))
-        assert set(plan_marks(prompt(), {27: Held(kind, 999.0)}, STEADY, terms).values()) == {kind}
+        assert set(plan_marks(prompt(), {27: LiveEntry(kind, 999.0)}, STEADY, terms).values()) == {kind}
 
 
 def test_requests_that_came_into_the_chat_in_another_way_say_less():
@@ -150,7 +150,7 @@ seen = st.lists(
 @given(places, st.sets(st.integers(0, 39)), seen, st.sampled_from([512, 4_096]), st.integers(50, 4_000))
 def test_every_plan_obeys_the_rules(alive, hours, before, minimum, size):
     now = prompt(blocks=40, size=size)
-    live = {i: Held("1h" if i in hours else "5m", 999.0) for i in alive}
+    live = {i: LiveEntry("1h" if i in hours else "5m", 999.0) for i in alive}
     terms = Terms(minimum=minimum, tokens_per_byte=0.25)
     marks = plan_marks(now, live, before, terms)
     assert len(marks) <= 4

@@ -6,9 +6,10 @@ from chats import Chat, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.cache_draft import Bounds, draft
 from server.cache_helps import CacheHelps
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import Bounds, CachePlanner, draft
+from server.cache_planner import CachePlanner
 from server.practice import accounting
 from server.practice.rules import refusal
 from server.prefix import read_prompt
@@ -147,7 +148,7 @@ def test_our_prefixes_are_the_same_where_the_accounting_says_so(one, other):
     ours, theirs = [], []
     for body in ({**one, "model": model.id}, {**other, "model": model.id}, grown({**one, "model": model.id})):
         clean = without_marks(body)
-        ours.append(set(read_prompt(clean, model, "scope", memory.digests).entries()))
+        ours.append(set(read_prompt(clean, model, "scope", memory.digests).keys()))
         theirs.append(set(accounting.read_prompt(as_lists_without_blanks(clean), model).chain))
     for i in range(3):
         for j in range(i):

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from server.cache_draft import Bounds
 from server.cache_helps import CacheHelps
 from server.cache_journal import Journal
 from server.cache_memory import CacheMemory, Scope
-from server.cache_planner import Bounds, CachePlanner
+from server.cache_planner import CachePlanner
 from server.models import Models
 from server.practice import accounting
 from server.request import ChatRequest

@@ -21,9 +21,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "util")]
 import hindsight  # noqa: E402
 from hindsight import FIRST_BYTE, Hindsight  # noqa: E402
 
+from server.cache_draft import Bounds  # noqa: E402
 from server.cache_helps import CacheHelps  # noqa: E402
 from server.cache_memory import CacheMemory, Scope  # noqa: E402
-from server.cache_planner import Bounds, CachePlanner  # noqa: E402
+from server.cache_planner import CachePlanner  # noqa: E402
 from server.cache_why import tell  # noqa: E402
 from server.errors import ProxyError  # noqa: E402
 from server.models import Model, Models  # noqa: E402

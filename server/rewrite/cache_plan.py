@@ -36,8 +36,8 @@ PRIOR_NEXT_5M, PRIOR_NEXT_1H = 0.85, 0.95  # and how much of it is left by each 
 CHECKPOINT_SHARE, CHECKPOINT_MOST = 0.35, 2.5  # of a prompt is new; times what the next pause says
 
 
-class Held(NamedTuple):
-    """An entry of the cache, as believed."""
+class LiveEntry(NamedTuple):
+    """An entry of the cache that can be read now, as believed, and until when (unix seconds)."""
 
     lifetime: Lifetime
     until: float
@@ -92,7 +92,9 @@ class Forecast(NamedTuple):
     plain: int = 0
 
 
-def plan_marks(prompt: Prompt, live: Mapping[int, Held], seen: Iterable[Seen], terms: Terms) -> dict[int, Lifetime]:
+def plan_marks(
+    prompt: Prompt, live: Mapping[int, LiveEntry], seen: Iterable[Seen], terms: Terms
+) -> dict[int, Lifetime]:
     """The blocks to mark and the lifetime on each mark, in order. `live`: the blocks that end a believed entry."""
     if not terms.lifetimes or (not live and tokens_at(prompt, len(prompt) - 1, terms) < terms.minimum):
         return {}  # nothing is to be found or kept: a short prompt needs no thought
@@ -160,7 +162,7 @@ class Worth:
     def __init__(
         self,
         tokens: Sequence[int],
-        live: Mapping[int, Held],
+        live: Mapping[int, LiveEntry],
         returns: Sequence[Return],
         chances: Sequence[Mapping[Lifetime, float]],
         terms: Terms,
@@ -245,7 +247,7 @@ class Worth:
         return value
 
 
-def candidates(prompt: Prompt, live: Mapping[int, Held], returns: Sequence[Return], worth: Worth) -> list[int]:
+def candidates(prompt: Prompt, live: Mapping[int, LiveEntry], returns: Sequence[Return], worth: Worth) -> list[int]:
     """The blocks worth thinking about: where the chat may part and the end of the head, as ends of new entries; and the
     living entries that would serve there, with the last one of an hour."""
     new: dict[int, float] = defaultdict(float)
@@ -266,7 +268,7 @@ def candidates(prompt: Prompt, live: Mapping[int, Held], returns: Sequence[Retur
 # --------------------------------------------------------------------------------------------------------- what is sent
 
 
-def labelled(choice: Mapping[int, Lifetime], live: Mapping[int, Held], terms: Terms) -> dict[int, Lifetime]:
+def labelled(choice: Mapping[int, Lifetime], live: Mapping[int, LiveEntry], terms: Terms) -> dict[int, Lifetime]:
     """The marks as they are sent: in order, and "1h" on every one up to the last new entry of an hour.
 
     The API refuses an hour behind five minutes. A mark on a living entry only reads it, whatever it says.
@@ -275,7 +277,7 @@ def labelled(choice: Mapping[int, Lifetime], live: Mapping[int, Held], terms: Te
     return {i: "1h" if i <= hours else terms.lifetimes[0] for i in sorted(choice)}
 
 
-def forecast(prompt: Prompt, marks: Mapping[int, Lifetime], live: Mapping[int, Held], terms: Terms) -> Forecast:
+def forecast(prompt: Prompt, marks: Mapping[int, Lifetime], live: Mapping[int, LiveEntry], terms: Terms) -> Forecast:
     """What the upstream will count if it holds what we believe."""
     tokens = {i: tokens_at(prompt, i, terms) for i in {*marks, *live, len(prompt) - 1}}
     works = {i: lifetime for i, lifetime in marks.items() if tokens[i] >= terms.minimum}
