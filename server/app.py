@@ -47,6 +47,7 @@ from server.pages import page
 from server.payers import Credential
 from server.practice.app import LocalPractice
 from server.presets import Personas
+from server.receipts import Receipts
 from server.relay import Relay
 from server.rewrite import Options
 from server.signin import SignIn
@@ -56,7 +57,6 @@ from server.traffic import Traffic
 from server.transfer import MAX_BODY
 from server.turns import Turns
 from server.upstream import Patience, Upstream
-from server.usage import Receipts
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from server.clients import Client
 from server.errors import type_of
 from server.explain import Refusal
 from server.payers import Credential
+from server.receipt import Receipt
 from server.reply import Passing, Reply, Stream, book, explained
 from server.request import LARGE, ChatRequest
 from server.secret import struck
 from server.sse import EventTooLarge, Meter, WholeEvents
 from server.upstream import USER_AGENT, Answer, Broken, Patience, Silence, Upstream, UpstreamFailed
-from server.usage import Receipt
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 ROOMY = 64 * 1024  # bytes

@@ -21,7 +21,7 @@ from server.database import opened, set_database_aside
 from server.days import begins, day_of, rfc3339
 from server.errors import ProxyError
 from server.models import Models
-from server.usage import COUNTERS, Receipt, Row, rounded
+from server.receipt import COUNTERS, Receipt, Row, rounded
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ import orjson
 from server.content import images_of
 from server.days import day_of, month_of, next_day, next_month, time_of_day
 from server.errors import ProxyError
-from server.models import US_FACTOR, Model, Models, cost
+from server.models import Model, Models
+from server.prices import US_FACTOR, cost, price, token_counts
+from server.receipt import Receipt
 from server.request import Change
 from server.rewrite.fields import FIELDS
-from server.usage import Receipt, price, token_counts
 
 IMAGE_TOKENS = 6_000  # the most a picture counts
 TOOL_TOKENS = 1_000  # of the API's own words about tools, which the request does not show

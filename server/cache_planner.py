@@ -13,10 +13,10 @@ from server.cache_memory import PROGRAM, WEEK, CacheMemory, Scope
 from server.logs import frames
 from server.models import Model
 from server.prefix import blocks
+from server.prices import token_counts
 from server.request import ChatRequest
 from server.rewrite.cache_marks import marks_in, without_marks
 from server.rewrite.cache_plan import LOOKBACK, SECONDS, tokens_at
-from server.usage import token_counts
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,27 @@ from server.days import span
 from server.prefix import Prompt
 from server.rewrite.cache_plan import SECONDS, Forecast
 from server.rewrite.steady_window import slid
-from server.usage import IN_BRIEF
 
 WORTH_A_WORD = 0.1  # of the prompt sent again
 TAIL = 3  # blocks at the end of a request that are replaced by nature
+# Why a turn missed the cache, as far as the books tell: each kind of a cause in words.
+IN_BRIEF = {
+    "model": "the model was switched",
+    "system": "the system prompt changed",
+    "tools": "a tool definition changed",
+    "messages": "an earlier part of the story changed",
+    "first": "first request of this chat",
+    "too_short": "too short to be cached on this model",
+    "no_marks": "this upstream takes no cache marks",
+    "credential": "another account or key paid, with a cache of its own",
+    "setting": "a setting was changed",
+    "speaker": "another character spoke (group chat)",
+    "parallel": "another request with the same beginning was still waiting for its answer",
+    "gone": "the upstream no longer had what it had stored",
+    "pause": "the pause was longer than the cache lives",
+    "short": "the chat had only just become long enough to be cached",
+    "unwritten": "the request before was not stored",
+}
 
 
 class Cause(NamedTuple):
@@ -28,12 +45,7 @@ class Cause(NamedTuple):
 
 
 # What `diagnostics.cache_miss_reason` says, in our kinds and words (Anthropic docs, 2026-09).
-REASONS = {
-    "model_changed": Cause("model", "the model was switched"),
-    "system_changed": Cause("system", "the system prompt changed"),
-    "tools_changed": Cause("tools", "a tool definition changed"),
-    "messages_changed": Cause("messages", "an earlier part of the story changed"),
-}
+REASONS = {f"{kind}_changed": Cause(kind, IN_BRIEF[kind]) for kind in ("model", "system", "tools", "messages")}
 FINER = {"system": {"speaker", "setting"}, "messages": {"setting"}}  # kinds of ours that say the same more exactly
 
 
@@ -135,9 +147,9 @@ def find_cause(plan: Plan, counts: Counts, again: int) -> Cause:
         if cause.kind != "speaker" or not ran_out:
             return cause
     if plan.waited_for and plan.waited_for >= agreed / 2:
-        return Cause("parallel", "another request with the same beginning was still waiting for its answer")
+        return Cause("parallel", IN_BRIEF["parallel"])
     if plan.hit >= 0 and plan.forecast.read > counts.read + again / 2:
-        return Cause("gone", "the upstream no longer had what it had stored")
+        return Cause("gone", IN_BRIEF["gone"])
     pause = plan.at - plan.related[-1].at
     if plan.lapsed and pause > SECONDS["5m"] - MARGIN:
         return Cause("pause", f"pause of {span(pause)}")
@@ -170,7 +182,7 @@ def parting(prompt: Prompt, related: Sequence[Prompt], at: int) -> Cause:
     """What stands where this request parts from the one before."""
     last = related[-1]
     if any(at < len(one) and one.places[at].part == "tools" for one in (prompt, last)):
-        return Cause("tools", "a tool definition changed")
+        return Cause("tools", IN_BRIEF["tools"])
     front = prompt.head or prompt.lead
     dropped = slid(last.own[last.head :], prompt.own[prompt.head :])
     if at < front:

@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler
 from server.errors import ProxyError
 from server.logs import frames
 from server.owner import Headers, Owner, cookies_of
-from server.usage import new_id
+from server.receipt import new_id
 
 log = logging.getLogger(__name__)
 

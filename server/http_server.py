@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import ContentEncodingError
 
 from server.errors import ProxyError
 from server.guard import PACKED
-from server.usage import new_id
+from server.receipt import new_id
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,12 @@ from server.errors import ProxyError
 from server.explain import Refusal
 from server.live_models import LiveModels
 from server.payers import Credential
+from server.receipt import Receipt
+from server.receipts import Receipts
 from server.reply import Reply
 from server.request import Change, ChatRequest
 from server.rewrite.cache_marks import with_marks, without_marks
 from server.rewrite.cache_plan import SECONDS
-from server.usage import Receipt, Receipts
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from server import __version__
-from server.usage import COUNTERS, Receipt, Row
+from server.receipt import COUNTERS, Receipt, Row
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 MODELS_FILE = Path(__file__).with_name("models.toml")
 LINES = ("fable", "mythos", "opus", "sonnet", "haiku")
@@ -26,9 +26,6 @@ CHOICES = {
     "default_effort": EFFORTS,
     "display_default": ("omitted", "summarized"),
 }
-
-BATCH_FACTOR = 0.5
-US_FACTOR = 1.1  # inference_geo "us"
 
 
 @dataclass(frozen=True)
@@ -318,47 +315,3 @@ def day(value: Any) -> date | None:
         return datetime.fromisoformat(value).date() if isinstance(value, str) else None
     except ValueError:
         return None
-
-
-class Fee(NamedTuple):
-    """What a tool at Claude's side cost in one reply."""
-
-    name: str  # its counter in usage.server_tool_use
-    uses: int
-    usd: float | None  # None: no known price
-
-
-def fees_of(model: Model, usage: Mapping[str, Any]) -> list[Fee]:
-    """The fees of a reply, besides its tokens."""
-    used = usage.get("server_tool_use")
-    counts = {name: whole(count) for name, count in used.items()} if isinstance(used, dict) else {}
-    return [Fee(name, n, n * model.fees[name] if name in model.fees else None) for name, n in counts.items() if n]
-
-
-def cost(model: Model, usage: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Dollars for a reply's `usage`, and what the same would have cost uncached; None where the price is not known.
-
-    A usage without the split of its cache writes counts them as written for 5 minutes, the API's default.
-    """
-    split = usage.get("cache_creation")
-    split = split if isinstance(split, dict) else {}
-    write_1h = whole(split.get("ephemeral_1h_input_tokens"))
-    write_5m = whole(usage.get("cache_creation_input_tokens")) - write_1h
-    write_5m = max(write_5m, whole(split.get("ephemeral_5m_input_tokens")))
-    read, unread = whole(usage.get("cache_read_input_tokens")), whole(usage.get("input_tokens"))
-    prompt = unread + read + write_5m + write_1h
-    price = model.price_of(prompt)
-    fees = [fee.usd for fee in fees_of(model, usage)]
-    if price is None or None in fees:
-        return None
-    extra = sum(filter(None, fees))
-    factor = 1e-6
-    if usage.get("speed") == "fast":
-        factor *= model.fast_factor or 1.0
-    if usage.get("service_tier") == "batch":
-        factor *= BATCH_FACTOR
-    if usage.get("inference_geo") == "us":
-        factor *= US_FACTOR
-    output = whole(usage.get("output_tokens")) * price.output
-    cached = unread * price.input + read * price.read + write_5m * price.write_5m + write_1h * price.write_1h
-    return factor * (cached + output) + extra, factor * (prompt * price.input + output) + extra

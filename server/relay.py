@@ -21,12 +21,12 @@ from server.health import rest_after
 from server.oauth import Unavailable
 from server.payers import Credential, renew_later
 from server.presets import Personas
+from server.receipt import Bodies
 from server.reply import Passing, Reply
 from server.request import ChatRequest
 from server.retry import RETRIES, STATUSES, RetryBudget, delay
 from server.rewrite.counting import GENERATION
 from server.upstream import UpstreamFailed
-from server.usage import Bodies
 
 log = logging.getLogger(__name__)
 

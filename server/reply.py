@@ -10,10 +10,10 @@ import orjson
 from server.budget import notice_change
 from server.errors import ProxyError
 from server.explain import closing_words, framed
+from server.receipt import Receipt
 from server.request import Change
 from server.sse import PING, EventTooLarge, Meter, WholeEvents, before_last_words, text_events
 from server.upstream import Answer, Broken, Patience, Silence
-from server.usage import Receipt
 
 PARTING_SECONDS = 2.0  # patience with an upstream that does not end a reply after its last event
 

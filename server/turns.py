@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from server.budget import Hold
 from server.chats import Chat, Chats
 from server.errors import ProxyError
+from server.receipt import Receipt
+from server.receipts import Receipts
 from server.request import ChatRequest
 from server.trace import TraceRecorder
-from server.usage import Receipt, Receipts
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from server.pages import books as book_pages
-from server.usage import Receipt
+from server.receipt import Receipt
 from tests.browsing import browsing
 from tests.fakes import fake_anthropic, reply_events, stream
 from tests.running import running

@@ -18,8 +18,8 @@ from server.chats import Chats
 from server.days import begins, day_of, next_day, next_month, read_moment
 from server.errors import ProxyError
 from server.models import Models
+from server.receipt import Receipt, Row
 from server.request import Change
-from server.usage import Receipt, Row
 from tests.chats import Chat as Played
 from tests.fakes import ASK, KEY, fake_anthropic, plain, reply_events, stream
 from tests.pools import Clock

@@ -12,8 +12,9 @@ import pytest
 from server.budget import NO_LIMITS, Budgets, Limits, OverBudget, likely, upper_bound
 from server.days import begins
 from server.errors import ProxyError
-from server.models import Models, cost
-from server.usage import Receipt
+from server.models import Models
+from server.prices import cost
+from server.receipt import Receipt
 from tests.fakes import ASK, PATIENCE, STREAM, error, plain, reply_events, stream
 from tests.pools import Clock
 from tests.running import running

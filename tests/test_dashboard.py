@@ -16,7 +16,7 @@ from server.days import day_of
 from server.pages import figures, page, plot
 from server.pages.requests import compare
 from server.pages.settings import SECRET as SECRET_SETTINGS
-from server.usage import Bodies
+from server.receipt import Bodies
 from tests.fakes import PATIENCE, PLAIN, error, plain, reply_events, stream
 from tests.running import running
 

@@ -12,7 +12,7 @@ from server.chats import Chat
 from server.config import Config
 from server.pages import books as book_pages
 from server.pages import page as page_room
-from server.usage import Receipt
+from server.receipt import Receipt
 from tests.browsing import HARD_TO_HEAR, NEEDED, TOO_PALE, browsing, looks_right, tab_to
 from tests.fakes import error, fake_anthropic, plain
 from tests.running import running

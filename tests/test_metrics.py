@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.cache_why import CacheStory
 from server.metrics import Metrics, outcome_of
 from server.models import Models
-from server.usage import Receipt, Row
+from server.receipt import Receipt, Row
 from tests.fakes import error
 from tests.running import running
 

@@ -10,9 +10,10 @@ from html import unescape
 import pytest
 from aiohttp.test_utils import TestServer
 
-from server.models import Models, cost
+from server.models import Models
 from server.pages.books import RECEIPTS
 from server.practice.app import create_practice
+from server.prices import cost
 from tests.chats import Chat, words
 from tests.fakes import PLAIN, error, plain
 from tests.pools import Clock

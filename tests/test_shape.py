@@ -13,6 +13,7 @@ MODULES = {
     for path in sorted(SERVER.rglob("*.py"))
 }
 PURE = ["addresses", "errors", "content", "request", "sse", "retry", "explain", "lesson", "refusals", "paths", "prefix"]
+PURE += ["prices"]
 PURE_MODULES = [f"server.{name}" for name in PURE] + [name for name in MODULES if name.startswith("server.rewrite")]
 PURE_MODULES += [name for name in MODULES if name.startswith("server.practice") and name != "server.practice.app"]
 OUTSIDE = {"aiohttp", "httpx2", "asyncio", "os", "time", "random", "secrets", "socket", "subprocess", "sqlite3"}

@@ -23,7 +23,7 @@ ROAD = (
     *("api", "paths", "messages", "transfer", "turns", "traffic", "clients", "request", "content"),
     *("relay", "accounts", "payers", "tokens"),
     *("fitting", "presets", "rewrite", "models", "attempt", "upstream", "wire", "sse", "reply", "explain", "retry"),
-    "usage",
+    *("prices", "receipt", "receipts"),
 )
 
 

@@ -13,7 +13,7 @@ from server.books import GROUPS, Books
 from server.days import read_moment
 from server.errors import ProxyError
 from server.pages.page import SAFE, answer, read_name, read_object, route
-from server.usage import Receipts
+from server.receipts import Receipts
 
 BOOKS = web.AppKey("books", Books)
 RECEIPTS = web.AppKey("receipts", Receipts)

@@ -14,7 +14,7 @@ from aiohttp import web
 from server.errors import ProxyError
 from server.pages.books import RECEIPTS, newest, one_request
 from server.pages.page import CONFIG, owner_page, route
-from server.usage import Bodies
+from server.receipt import Bodies
 
 SHOWN, MOST = 100, 1000  # rows of the list: at first, and after a click
 

@@ -1,45 +1,21 @@
-"""What it cost: receipts, one for each request; the last ones are kept in memory with their texts."""
+"""One request in numbers and names: its receipt while it is fresh, and its row in the books."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from server.cache_why import IN_BRIEF, CacheStory
 from server.days import day_of, rfc3339
-from server.models import Models, cost, fees_of, whole
+from server.models import Models
+from server.prices import fees_of, price, token_counts
 from server.request import Change
 
-if TYPE_CHECKING:
-    from server.books import Books
-    from server.cache_why import CacheStory
-    from server.chats import Chat
-    from server.metrics import Metrics
-
-KEPT = 1000  # receipts
 Kind = Literal["chat", "count", "ping"]
-# Why a turn missed the cache, as far as the books tell: the kinds of cache_why.py in words.
-IN_BRIEF = {
-    "model": "the model was switched",
-    "system": "the system prompt changed",
-    "tools": "a tool definition changed",
-    "messages": "an earlier part of the story changed",
-    "first": "first request of this chat",
-    "too_short": "too short to be cached on this model",
-    "no_marks": "this upstream takes no cache marks",
-    "credential": "another account or key paid, with a cache of its own",
-    "setting": "a setting was changed",
-    "speaker": "another character spoke (group chat)",
-    "parallel": "another request with the same beginning was still waiting for its answer",
-    "gone": "the upstream no longer had what it had stored",
-    "pause": "the pause was longer than the cache lives",
-    "short": "the chat had only just become long enough to be cached",
-    "unwritten": "the request before was not stored",
-}
 
 
 def new_id() -> str:
@@ -183,12 +159,6 @@ def rounded(usd: float | None) -> float | None:
     return None if usd is None else round(usd, 8)
 
 
-def price(models: Models, model: str, usage: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Dollars for a reply's `usage`, and what it would have cost uncached; None for a model without a known price."""
-    found = models.find(model)
-    return cost(found, usage) if found else None
-
-
 def told(turn: Receipt | Row) -> dict[str, Any]:
     """What a turn's row in GET /api/requests says alike, whether its receipt is still there or only the books'."""
     return {
@@ -209,84 +179,7 @@ def told(turn: Receipt | Row) -> dict[str, Any]:
     }
 
 
-def token_counts(usage: Mapping[str, Any]) -> dict[str, int]:
-    """The five counters of a `usage` object; writes without a lifetime count as 5 minutes."""
-    split = usage.get("cache_creation")
-    hour = whole(split.get("ephemeral_1h_input_tokens")) if isinstance(split, dict) else 0
-    return {
-        "input_tokens": whole(usage.get("input_tokens")),
-        "cache_write_5m_tokens": max(whole(usage.get("cache_creation_input_tokens")) - hour, 0),
-        "cache_write_1h_tokens": hour,
-        "cache_read_tokens": whole(usage.get("cache_read_input_tokens")),
-        "output_tokens": whole(usage.get("output_tokens")),
-    }
-
-
 def unplanned(read: int, written: int) -> dict[str, Any]:
     """The cache's part of a receipt where the planner had none."""
     outcome = "hit" if read and not written else "partial" if read else "miss" if written else "off"
     return {"outcome": outcome, "read": read, "written": written, "missed_because": None}
-
-
-class Receipts:
-    """The last receipts, newest first; each is counted, and goes into the books."""
-
-    def __init__(self, models: Models, books: Books, metrics: Metrics, *, keep_bodies: int = 0) -> None:
-        self._models, self._books, self._metrics, self._keep_bodies = models, books, metrics, keep_bodies
-        self._kept: deque[Receipt] = deque(maxlen=KEPT)
-        self._under_way: dict[str, Receipt] = {}
-        self._tell: list[Callable[[], None]] = []
-
-    def when_changed(self, tell: Callable[[], None]) -> None:
-        """Call `tell` after each request that has begun or ended."""
-        self._tell.append(tell)
-
-    def begin(self, receipt: Receipt) -> None:
-        """A request is on its way; `add` or `add_unbooked` ends it."""
-        self._under_way[receipt.id] = receipt
-        self._changed()
-
-    def under_way(self, now: float) -> list[dict[str, Any]]:
-        """Requests that have begun and not ended, the oldest first: names and numbers, never their text."""
-        return [
-            {
-                "id": receipt.id,
-                "model": receipt.model,
-                "persona": receipt.persona or None,
-                "key": receipt.key or None,
-                "seconds": max(now - receipt.at, 0.0),
-                "events": receipt.events,
-            }
-            for receipt in self._under_way.values()
-        ]
-
-    def add(self, receipt: Receipt, chat: Chat | None = None) -> None:
-        self._keep(receipt, self._books.add(receipt, chat))
-
-    def add_unbooked(self, receipt: Receipt) -> None:
-        """The receipt of one who was turned away at the door: leaves no trace on the disk."""
-        self._keep(receipt, Row.of(receipt, self._models))
-
-    def _keep(self, receipt: Receipt, row: Row) -> None:
-        self._under_way.pop(receipt.id, None)
-        self._kept.appendleft(receipt)
-        self._metrics.count(receipt, row)
-        if len(self._kept) > self._keep_bodies:
-            self._kept[self._keep_bodies].bodies = None
-        self._changed()
-
-    def _changed(self) -> None:
-        for tell in self._tell:
-            tell()
-
-    def find(self, request_id: str) -> dict[str, Any] | None:
-        """The row of one request; None if it is not kept (any more)."""
-        return next((receipt.public(self._models) for receipt in self._kept if receipt.id == request_id), None)
-
-    def bodies(self, request_id: str) -> Bodies | None:
-        """The text of one of the last requests, where the owner's setting keeps it."""
-        return next((receipt.bodies for receipt in self._kept if receipt.id == request_id), None)
-
-    def newest(self, limit: int) -> list[dict[str, Any]]:
-        """The rows of GET /api/requests, `limit` at most."""
-        return [receipt.public(self._models) for receipt, _ in zip(self._kept, range(limit), strict=False)]
