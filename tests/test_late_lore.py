@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from server.cache_helps import CacheHelps
 from server.rewrite import late_lore
-from server.rewrite.late_lore import Head, Lines, after, choose_head
+from server.rewrite.late_lore import OFTEN, Head, Lines, after, choose_head
 
 MODEL = MODELS.like("claude-sonnet-4-6")
 TAKES_SYSTEM = MODELS.like("claude-opus-5")
@@ -153,6 +153,20 @@ def test_without_system_the_prompts_of_the_first_message_are_looked_after():
 def test_paragraphs_stay_paragraphs():
     changed, _ = moved(head_of("You are Ada."), "You are Ada.", "The inn is old.\n\nIt has two rooms.")
     assert changed["messages"][2]["content"][0]["text"] == "The inn is old.\n\nIt has two rooms."
+
+
+def test_of_very_many_paragraphs_the_changed_one_is_moved_alone():
+    text = "\n\n".join(f"Paragraph {number}." for number in range(2 * OFTEN))
+    changed, count = moved(head_of(text), text.replace("Paragraph 77.", "A new one."))
+    assert count == 1
+    assert changed["messages"][2]["content"][0]["text"] == "A new one."
+    assert changed["system"][0]["text"] == text.replace("Paragraph 77.\n", "")
+
+
+def test_a_front_of_too_many_lines_to_compare_stays_as_it_is():
+    """Compared all with all, these would take a quarter of an hour, in which the proxy answers nobody."""
+    equal = "\n".join(["An old line."] * 60_000)
+    assert moved(head_of(equal), f"A new line.\n{equal}") == (body(f"A new line.\n{equal}"), 0)
 
 
 some_lines = st.lists(

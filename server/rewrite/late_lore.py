@@ -8,6 +8,7 @@ a word.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -19,6 +20,8 @@ from server.models import Model
 SETTLED = 8  # requests in a row that had a line, until it may stand in front (again)
 SETTLED_AGAIN = 16  # for a line that left once
 MOST = 0.6  # of the prompts may have changed for it to be the same one by its lines alone
+MOST_LINES = 5_000  # in front; more stay as they are, since to compare them would hold up every other request
+OFTEN = 100  # lines that stand there oftener, such as blank ones, are found by their neighbours alone
 SAME_STORY = 0.3  # of the messages were there before: then it is the same one, though another character speaks
 
 
@@ -53,6 +56,8 @@ class Lines:
             blocks, in_message = as_blocks(body["messages"][0]["content"]), True
         movable = [(i, block["text"]) for i, block in enumerate(blocks) if is_plain(block)]
         texts = [(i, line) for i, text in movable if text.strip() != required_line for line in text.split("\n")]
+        if len(texts) > MOST_LINES:
+            return cls(blocks, (), in_message)
         return cls(blocks, tuple((i, line, digest(line, secret)) for i, line in texts), in_message)
 
     @property
@@ -62,7 +67,11 @@ class Lines:
     def moved(self, stable: Sequence[str]) -> set[int]:
         """The rows that are not among the stable ones, in their order."""
         kept: set[int] = set()
-        for block in SequenceMatcher(None, stable, self.digests, autojunk=False).get_matching_blocks():
+        matcher = SequenceMatcher(None, stable, self.digests, autojunk=False)
+        looked_for: dict[str, list[int]] = matcher.b2j  # type: ignore[attr-defined]  # documented, missing in typeshed
+        for line in [line for line, rows in looked_for.items() if len(rows) > OFTEN]:
+            del looked_for[line]
+        for block in matcher.get_matching_blocks():
             kept.update(range(block.b, block.b + block.size))
         end = max(kept, default=-1) if self.in_message else len(self.rows)
         return set(range(end)) - kept
@@ -114,9 +123,12 @@ def late_lore(body: Mapping[str, Any], lines: Lines, head: Head, model: Model) -
     text = "\n".join(lines.rows[row][1] for row in sorted(moved)).strip("\n")
     if not text.strip():
         return dict(body), 0
+    rows: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for row, (i, line, _) in enumerate(lines.rows):
+        rows[i].append((row, line))
     front: list[Block] = []
     for i, block in enumerate(lines.blocks):
-        mine = [(row, line) for row, (of, line, _) in enumerate(lines.rows) if of == i]
+        mine = rows[i]
         kept = [line for row, line in mine if row not in moved]
         if len(kept) == len(mine):
             front.append(block)
