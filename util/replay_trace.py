@@ -235,10 +235,12 @@ def policies(trace: Sequence[Asked], models: Models, *, back_to_back: bool = Fal
 
 def table(names: Sequence[str], results: Sequence[Mapping[str, Replay]]) -> str:
     """One row for each policy, one column for each recording, and the sum of all."""
-    head = [*names, *(["sum"] if len(names) > 1 else [])]
-    rows = [["", *head], ["k tokens", *(f"{tokens / 1000:.0f}" for tokens in columns(results, "without"))]]
+    tokens, head = tokens_of(results), [*names]
+    if len(names) > 1:
+        tokens, head = [*tokens, sum(tokens)], [*head, "sum"]
+    rows = [["", *head], ["k tokens", *(f"{count / 1000:.0f}" for count in tokens)]]
     rows += [["no caching", *("1.00" for _ in head)]]
-    rows += [[policy, *(f"{share:.3f}" for share in columns(results, policy))] for policy in results[0]]
+    rows += [[policy, *(f"{share:.3f}" for share in shares(results, policy))] for policy in results[0]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -249,17 +251,17 @@ def table(names: Sequence[str], results: Sequence[Mapping[str, Replay]]) -> str:
     )
 
 
-def columns(results: Sequence[Mapping[str, Replay]], policy: str) -> list[float]:
-    """The policy's share in each recording and in all together; "without": the tokens."""
-    without = [next(iter(result.values())).without for result in results]
-    costs = (
-        without
-        if policy == "without"
-        else [result[policy].share * all_ for result, all_ in zip(results, without, strict=True)]
-    )
-    each = without if policy == "without" else [cost / (all_ or 1) for cost, all_ in zip(costs, without, strict=True)]
-    total = sum(costs) / (1 if policy == "without" else sum(without) or 1)
-    return [*each, *([total] if len(results) > 1 else [])]
+def tokens_of(results: Sequence[Mapping[str, Replay]]) -> list[float]:
+    """What each recording would cost without caching."""
+    return [next(iter(result.values())).without for result in results]
+
+
+def shares(results: Sequence[Mapping[str, Replay]], policy: str) -> list[float]:
+    """The policy's share in each recording, and in all together where there are several."""
+    tokens = tokens_of(results)
+    costs = [result[policy].share * count for result, count in zip(results, tokens, strict=True)]
+    each = [cost / (count or 1) for cost, count in zip(costs, tokens, strict=True)]
+    return [*each, sum(costs) / (sum(tokens) or 1)] if len(results) > 1 else each
 
 
 def turn_lines(replay: Replay) -> Iterator[str]:
