@@ -58,3 +58,15 @@ def is_loopback(host: str) -> bool:
         len(parts) == 4 and parts[0] == "127" and all(p.isdigit() and p == str(int(p)) and int(p) < 256 for p in parts)
     )
     return host in ("localhost", "::1") or number
+
+
+def from_here(host: str) -> str:
+    """The address at which this computer itself reaches a server that listens at `host`."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+
+
+def own_url(host: str, port: int) -> str:
+    """The same as a URL, for people; “localhost” may mean 127.0.0.1 alone."""
+    name = from_here(host)
+    name = "localhost" if name == "127.0.0.1" else f"[{name}]" if ":" in name else name
+    return f"http://{name}:{port}"

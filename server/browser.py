@@ -9,6 +9,7 @@ import sys
 import threading
 import webbrowser
 
+from server.addresses import from_here, own_url
 from server.config import Config
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,9 @@ def _open(url: str) -> None:
         log.info("No browser opened by itself: open the link above by hand.")
 
 
-def ask_running(port: int, method: str, path: str, admin_token: str = "") -> dict[str, object] | None:
-    """What a proxy on this computer answers, as JSON; None when none of ours answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+def ask_running(host: str, port: int, method: str, path: str, admin_token: str = "") -> dict[str, object] | None:
+    """What a proxy that listens at `host` answers, as JSON; None when none of ours answers."""
+    connection = http.client.HTTPConnection(from_here(host), port, timeout=PATIENCE)
     headers = {"Content-Type": "application/json"}
     if admin_token:
         headers["Authorization"] = f"Bearer {admin_token}"
@@ -47,9 +48,9 @@ def ask_running(port: int, method: str, path: str, admin_token: str = "") -> dic
     return answer if isinstance(answer, dict) else None
 
 
-def other_proxy(port: int) -> dict[str, object] | None:
+def other_proxy(host: str, port: int) -> dict[str, object] | None:
     """What another Tavern Proxy at this port says of its health; None when there is none."""
-    answer = ask_running(port, "GET", "/health")
+    answer = ask_running(host, port, "GET", "/health")
     return answer if answer and answer.get("status") == "ok" and "version" in answer else None
 
 
@@ -60,14 +61,14 @@ def open_running(config: Config) -> int:
         token = token_file.read_text(encoding="utf-8").strip()
     except OSError:
         token = ""
-    answer = ask_running(config.port, "POST", "/api/login-link", token) if token else None
+    answer = ask_running(config.host, config.port, "POST", "/api/login-link", token) if token else None
     path = answer.get("path") if answer else None
     if not isinstance(path, str):
         print(
             f"No proxy of yours is running at port {config.port}. Start it first, in another window.", file=sys.stderr
         )
         return 1
-    url = f"http://localhost:{config.port}{path}"
+    url = f"{own_url(config.host, config.port)}{path}"
     print(f"Opening your page. If no browser opens, open this link by hand (it works once):\n\n  {url}\n", flush=True)
     open_in_browser(url)
     for thread in threading.enumerate():

@@ -71,7 +71,7 @@ def look(config: Config, personas: Personas) -> Iterator[Finding]:
 
 
 def port(config: Config) -> Finding:
-    if running := other_proxy(config.port):
+    if running := other_proxy(config.host, config.port):
         unlike = running.get("practice") and not config.practice
         how = ", in practice mode: its replies come from the built-in stand-in" if unlike else ""
         return Finding("ok", f"A Tavern Proxy is running at port {config.port}{how}.")

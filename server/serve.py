@@ -13,6 +13,7 @@ from collections.abc import Callable
 from aiohttp import http_parser, web
 
 from server import __version__
+from server.addresses import own_url
 from server.app import Parts, build
 from server.browser import open_in_browser
 from server.config import Config
@@ -120,7 +121,7 @@ class Stop:
 
 def greet(screen: Lines, config: Config, parts: Parts, port: int) -> None:
     """What a beginner needs to know now, in a few lines."""
-    here = f"http://localhost:{port}"
+    here = own_url(config.host, port)
     signed_in = bool(parts.accounts.all()) or config.practice
     link = f"{here}/auth/login?token={parts.owner.new_link_token()}"
     screen.add()

@@ -73,7 +73,9 @@ def bound(host: str, port: int) -> socket.socket:
 def why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         other = (
-            " by another Tavern Proxy: use that one, or stop it first" if other_proxy(port) else " by another program"
+            " by another Tavern Proxy: use that one, or stop it first"
+            if other_proxy(host, port)
+            else " by another program"
         )
         return f"Port {port} at {host} is taken{other}. To use another port, set port=… in server/config.txt."
     if error.errno == errno.EACCES:

@@ -1,6 +1,6 @@
 import pytest
 
-from server.addresses import base_of, is_loopback, url_problem
+from server.addresses import base_of, from_here, is_loopback, own_url, url_problem
 
 
 @pytest.mark.parametrize("behind", ["", "/", "/v1", "/v1/", "/v1/messages", " "])
@@ -63,3 +63,22 @@ def test_names_of_this_computer_are_told_from_look_alikes():
     assert is_loopback("127.0.0.1")
     assert not is_loopback("127.0.0.01")
     assert not is_loopback("127.0.0.256")
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "url"),
+    [
+        ("", "127.0.0.1", "http://localhost:42069"),
+        ("0.0.0.0", "127.0.0.1", "http://localhost:42069"),
+        ("localhost", "localhost", "http://localhost:42069"),
+        ("127.0.0.1", "127.0.0.1", "http://localhost:42069"),
+        ("::", "::1", "http://[::1]:42069"),
+        ("::1", "::1", "http://[::1]:42069"),
+        ("127.0.0.2", "127.0.0.2", "http://127.0.0.2:42069"),
+        ("192.168.1.20", "192.168.1.20", "http://192.168.1.20:42069"),
+        ("fd00::7", "fd00::7", "http://[fd00::7]:42069"),
+    ],
+)
+def test_a_server_is_called_where_it_listens(host, address, url):
+    assert from_here(host) == address
+    assert own_url(host, 42069) == url

@@ -311,6 +311,27 @@ def test_open_shows_a_link_that_signs_the_owner_in(environ):
             assert f"tavern_{process.port}" in page.headers["Set-Cookie"]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_a_proxy_that_listens_elsewhere_is_found_there(environ, host):
+    if not can_listen(host):
+        pytest.skip(f"{host} is no address of this machine")
+    environ |= {"PROXY_HOST": host, "BROWSER": "true"}
+    with Process(environ) as process:
+        process.wait_for("To stop:")
+        for said in (process.said, run(environ, "open")[1]):
+            link = re.search(r"http://\S+/auth/login\?token=\S+", said)[0]
+            with urllib.request.urlopen(link, timeout=PATIENCE) as page:
+                assert f"tavern_{process.port}" in page.headers["Set-Cookie"]
+        assert "taken by another Tavern Proxy" in run(environ)[1]
+
+
+def can_listen(host):
+    with suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as made:
+        made.bind((host, 0))
+        return True
+    return False
+
+
 def test_open_without_a_running_proxy_says_so(environ):
     status, said = run(environ, "open")
     assert status == 1
