@@ -179,18 +179,14 @@ def build(
     app[page.PORT] = port
     app[page.CHECK_KEY] = lambda base_url, key: check_key(upstream, base_url, key)
     app[page.PASSWORD] = lambda: page.Password(needed=keys.needed, key=keys.first_key())
-    app[page.PERSONAS] = personas.all
-    app[page.PRESETS] = personas
+    app[page.PERSONAS] = personas
     app[page.PLACES] = (CONFIG_FILE, ENV_FILE, os.environ)
     app[page.EXAMINE] = lambda: list(look(config, personas))
     app[page.WARNINGS] = lambda: [
         *warnings,
         *keys.warnings,
         *books.warnings,
-        *(
-            f"presets/{name}.json {why}. That persona is switched off."
-            for name, why in sorted(app[page.PRESETS].problems.items())
-        ),
+        *app[page.PERSONAS].warnings,
     ]
     app[key_pages.KEYS] = keys
     app[key_pages.BUDGETS] = budgets

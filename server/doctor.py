@@ -105,7 +105,7 @@ def database(folder: Path) -> Finding:
 
 def about_personas(found: Personas) -> Iterator[Finding]:
     yield Finding("ok", f"Personas: {', '.join(persona.name for persona in found.all()) or 'none'}.")
-    yield from (Finding("bad", f"presets/{name}.json {why}.") for name, why in sorted(found.problems.items()))
+    yield from (Finding("bad", warning) for warning in found.warnings)
 
 
 async def sign_ins(config: Config) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.days import moment, time_of_day
@@ -44,9 +44,6 @@ def is_policy(refusal: Refusal) -> bool:
         or refusal.says("disabled claude subscription access")
         or refusal.says("oauth authentication is currently not")
     )
-
-
-Remedy = Callable[[Refusal, float], str]
 
 
 def remedy(refusal: Refusal, now: float) -> str:

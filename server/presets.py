@@ -170,6 +170,12 @@ class Personas:
         self.problems: dict[str, str] = {}  # by file name without .json: why its persona is switched off
         self.look_again()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the owner should know now."""
+        found = sorted(self.problems.items())
+        return [f"presets/{stem}.json {problem}. That persona is switched off." for stem, problem in found]
+
     def all(self) -> list[Persona]:
         self.look_again()
         return sorted(self._personas.values(), key=lambda persona: persona.name)

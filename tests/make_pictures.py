@@ -104,7 +104,8 @@ async def dashboard() -> Path:
     """The start page, while a reply is being written."""
     path = PICTURES / "dashboard.png"
     with tempfile.TemporaryDirectory() as folder:
-        async with fake_anthropic() as upstream, running(Path(folder), upstream.url) as tavern:
+        shipped = TOP / "presets"
+        async with fake_anthropic() as upstream, running(Path(folder), upstream.url, presets=shipped) as tavern:
             await tavern.parts.accounts.add_api_key("sk-ant-api03-not-a-real-key", "My Console key")
             books = tavern.parts.app[book_pages.BOOKS]
             for minutes, model, persona, read, written, plain, output in reversed(EVENING):

@@ -28,17 +28,17 @@ from server.oauth import OAuthSettings
 from server.owner import Owner
 from server.pages import books, live, page
 from server.pages import keys as key_pages
-from server.presets import Persona, Personas
+from server.presets import Personas
 from server.signin import SignIn
 
 HTML = {"Accept": "text/html"}
 HOSTILE = "<img src=x onerror=alert(1)>'\"&{{ 7*7 }}"
 KEY = "sk-ant-api03-a-key-of-the-tests-0001"
 SHOWS_THE_CODE = "/shows-the-code"  # the redirect address at which Claude's page shows a code to copy
-PERSONAS = [
-    Persona("lampwright", "Keeps the lighthouse, and every story a sailor left behind."),
-    Persona("brindle", "A badger who runs the bakery under the hill."),
-]
+PERSONAS = {
+    "lampwright": "Keeps the lighthouse, and every story a sailor left behind.",
+    "brindle": "A badger who runs the bakery under the hill.",
+}
 
 
 class Claude:
@@ -103,7 +103,6 @@ class Tavern:
         self.receipts = []
         self.on_the_road = []
         self.warnings = []
-        self.personas = list(PERSONAS)
         self.password = page.Password()
         self.key_check = ("ok", "")
         self.checked = []
@@ -230,9 +229,10 @@ async def running(data_dir, *, port=0, lands_here=False, environ=None, claude=No
     app[page.SIGNIN] = tavern.signin = SignIn(data_dir, settings)
     app[page.CHECK_KEY] = tavern.check_key
     app[page.PASSWORD] = lambda: tavern.password
-    app[page.PERSONAS] = lambda: tavern.personas
     (data_dir / "presets").mkdir(exist_ok=True)
-    app[page.PRESETS] = tavern.presets = Personas(data_dir / "presets")
+    app[page.PERSONAS] = tavern.personas = Personas(data_dir / "presets")
+    for name, description in PERSONAS.items():
+        tavern.personas.save(name, json.dumps({"description": description, "system": f"You are {name}."}))
     app[page.PLACES] = (data_dir / "config.txt", data_dir / ".env", {})
     app[page.EXAMINE] = list
     app[page.WARNINGS] = lambda: tavern.warnings

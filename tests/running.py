@@ -105,7 +105,7 @@ async def running(
     own = data_dir / "own"  # what the pages may write: never the files of this very folder
     (own / "presets").mkdir(parents=True, exist_ok=True)
     parts.app[page.PLACES] = (own / "config.txt", own / ".env", {})
-    parts.app[page.PRESETS] = Personas(presets or own / "presets")
+    parts.app[page.PERSONAS] = Personas(presets or own / "presets")
     runner = Runner(parts.app, limits=limits, shutdown_timeout=1.0)
     await runner.setup()
     for made in sockets:

@@ -139,7 +139,7 @@ PERSONA = {"name": "Tamsin", "description": "Keeps the lamps.", "system": "You a
 
 @pytest.fixture
 def presets(proxy):
-    return proxy.parts.app[page.PRESETS]
+    return proxy.parts.app[page.PERSONAS]
 
 
 async def put(proxy, name, persona):

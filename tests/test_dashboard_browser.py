@@ -40,7 +40,7 @@ class Tavern:
 
     @property
     def presets(self):
-        return self.proxy.parts.app[page_room.PRESETS]
+        return self.proxy.parts.app[page_room.PERSONAS]
 
     @property
     def config_txt(self):

@@ -10,7 +10,6 @@ from aiohttp import web
 from playwright.async_api import expect
 
 from server.pages import page as page_room
-from server.presets import Persona
 from tests.browsing import NEEDED, begin_sign_in, browsing
 from tests.pages_app import KEY, running, serve, turn
 
@@ -25,7 +24,7 @@ async def test_nothing_in_a_hostile_name_is_run(tavern, person):
     tavern.accounts.rest(account.id, FAR, HOSTILE)
     tavern.claude.who = HOSTILE
     tavern.warnings = [HOSTILE]
-    tavern.personas = [Persona("lampwright", HOSTILE)]
+    tavern.personas.save("lampwright", json.dumps({"name": HOSTILE, "description": HOSTILE, "system": HOSTILE}))
     tavern.password = page_room.Password(needed=True, key=HOSTILE)
     tavern.receipts = [turn(model=HOSTILE, persona=HOSTILE, status=HOSTILE, cache={"outcome": HOSTILE}, ended=HOSTILE)]
     fired = []

@@ -30,7 +30,7 @@ async def start_page(request: web.Request) -> web.Response:
         under_way=under_way,
         progress=progress(under_way),
         turns=[turn(receipt) for receipt in await newest(request.app, 10)],
-        personas=list(request.app[PERSONAS]()),
+        personas=request.app[PERSONAS].all(),
     )
 
 

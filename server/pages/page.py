@@ -23,7 +23,7 @@ from server.guard import expect
 from server.owner import ASK_THE_OWNER, Owner
 from server.pages import figures
 from server.pages.words import WORDS
-from server.presets import Persona, Personas
+from server.presets import Personas
 from server.request import read_json
 from server.signin import SignIn
 
@@ -49,8 +49,7 @@ OWNER = web.AppKey("owner", Owner)
 CONFIG = web.AppKey("config", Config)
 PORT = web.AppKey("port", int)
 PASSWORD = web.AppKey[Callable[[], Password]]("password")
-PERSONAS = web.AppKey[Callable[[], Iterable[Persona]]]("personas")
-PRESETS = web.AppKey("presets", Personas)
+PERSONAS = web.AppKey("personas", Personas)
 WARNINGS = web.AppKey[Callable[[], Iterable[str]]]("warnings")
 # Where settings come from: config.txt, .env, the environment.
 PLACES = web.AppKey[tuple[Path, Path, Mapping[str, str]]]("places")

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from server.cache_helps import NO_HELPS
 from server.errors import ProxyError
 from server.pages.cache_helps import help_rows
-from server.pages.page import CONFIG, PRESETS, answer, owner_page, route
+from server.pages.page import CONFIG, PERSONAS, answer, owner_page, route
 from server.presets import LARGEST, TEXTS, Persona, PersonaError, read_persona
 
 
@@ -27,7 +27,7 @@ def routes() -> list[web.RouteDef]:
 
 async def personas_page(request: web.Request) -> web.Response:
     """GET /personas"""
-    presets = request.app[PRESETS]
+    presets = request.app[PERSONAS]
     return owner_page(
         request,
         "personas.html",
@@ -39,7 +39,7 @@ async def personas_page(request: web.Request) -> web.Response:
 
 async def persona_page(request: web.Request) -> web.Response:
     """GET /personas/{name}: the form; for a damaged file its text."""
-    presets, name = request.app[PRESETS], request.match_info["name"]
+    presets, name = request.app[PERSONAS], request.match_info["name"]
     presets.look_again()
     text = await asyncio.to_thread(presets.text, name)
     if not text:
@@ -73,7 +73,7 @@ def form(request: web.Request, persona: Persona, *, damaged: str = "") -> web.Re
 
 async def save(request: web.Request) -> web.Response:
     """PUT /api/personas/{name}, or POST for one that must be new: the body is the file's text."""
-    presets, name = request.app[PRESETS], request.match_info["name"]
+    presets, name = request.app[PERSONAS], request.match_info["name"]
     presets.look_again()
     if request.method == "POST" and presets.path(name).exists():
         raise ProxyError(409, f"There is a persona “{name}” already. Choose another name, or change that one.")
@@ -90,5 +90,5 @@ async def save(request: web.Request) -> web.Response:
 
 async def remove(request: web.Request) -> web.Response:
     """DELETE /api/personas/{name}"""
-    await asyncio.to_thread(request.app[PRESETS].remove, request.match_info["name"])
+    await asyncio.to_thread(request.app[PERSONAS].remove, request.match_info["name"])
     return web.Response(status=204)

@@ -12,7 +12,7 @@ from aiohttp import web
 from server.days import begins, day_of
 from server.pages import figures, plot
 from server.pages.books import BOOKS, EVER, NEVER, chats_between
-from server.pages.page import PRESETS, owner_page, route
+from server.pages.page import PERSONAS, owner_page, route
 from server.pages.words import WORDS
 
 PERIODS = {"7": 7, "30": 30, "90": 90, "all": 0}
@@ -76,7 +76,7 @@ async def rows_by(app: web.Application, since: float, name: str) -> list[dict[st
 
 
 def persona_titles(app: web.Application) -> dict[str, str]:
-    return {persona.name: persona.title for persona in app[PRESETS].all()}
+    return {persona.name: persona.title for persona in app[PERSONAS].all()}
 
 
 def chosen_period(request: web.Request, now: float) -> tuple[str, float]:
