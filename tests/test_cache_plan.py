@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from server.prefix import Digests, read_prompt
 from server.rewrite.cache_plan import (
     LiveEntry,
+    Return,
     Seen,
     Terms,
+    certainty,
     chances,
     expected_returns,
     forecast,
@@ -95,6 +97,14 @@ def test_requests_that_came_into_the_chat_in_another_way_say_less():
         return sum(one.chance for one in expected_returns(prompt(), seen))
 
     assert of(alike=False) < 0.8 * of(alike=True)
+
+
+def test_what_came_back_in_half_of_few_turns_is_believed_less_than_in_half_of_many():
+    few, many, always = (
+        certainty([Return(chance, seen, 1, 0, 30)]) for chance, seen in ((0.5, 2.0), (0.5, 20.0), (1.0, 2.0))
+    )
+    assert 0 < few < many < always == 1
+    assert certainty([]) == 0
 
 
 def test_where_a_chat_was_seen_to_part_a_little_earlier_is_marked_too():

@@ -24,8 +24,9 @@ LOOKAHEAD = 8  # later requests of the chat in which a prefix may come back
 
 NEW, OLD = 7, 3  # blocks thought about: ends of new entries, of living ones
 FADING = 0.95  # what a request says about the chat's next step, against the one after it
-CAUTION = 1.2  # extra costs are certain, gains are not: where they balance, nothing is written
 UNLIKE = 0.15  # and if it came into the chat in another way than the one that is planned
+CAUTION = 1.15  # extra costs are certain, gains are not: where they balance, nothing is written
+DOUBT = 0.3  # standard deviations by which a chance is taken for less than it was in the turns seen
 SHIFTED, SHIFT = 0.15, 3  # the part of each guess that parts so many blocks earlier: texts injected vary in number
 # How a chat goes on that nobody knows yet: weight, blocks before the end; and the weight of the end of the system part.
 PRIOR_RETURNS = ((0.25, 0), (0.06, 5), (0.05, 9))
@@ -75,9 +76,11 @@ class Terms:
 
 
 class Return(NamedTuple):
-    """The chance that blocks `low` to `high` come back for the first time after this many requests."""
+    """The chance that blocks `low` to `high` come back for the first time after this many requests, and how much was
+    seen to say so: in requests, those that count less in part."""
 
     chance: float
+    seen: float
     after: int
     low: int
     high: int
@@ -132,8 +135,17 @@ def expected_returns(prompt: Prompt, seen: Sequence[Seen]) -> Iterator[Return]:
         low = 0
         for k, high in steps:
             if high > low:
-                yield Return(weight / known[k], k, low, high)
+                yield Return(weight / known[k], known[k], k, low, high)
                 low = high
+
+
+def certainty(found: Sequence[Return]) -> float:
+    """How far these chances are to be believed: a few lucky turns promise more than holds."""
+    chance = min(sum(one.chance for one in found), 1.0)
+    if not chance:
+        return 0.0
+    deviation = sqrt(chance * (1 - chance) / found[0].seen)
+    return max(1 - DOUBT * deviation / chance, 0.0)
 
 
 def laid_over(prompt: Prompt, one: Seen, agreed: int) -> int:
@@ -207,6 +219,7 @@ class Worth:
             further = once * (soon + late) / max(1 - soon - late, 0.01)
             anew = (once * late + terms.write_5m - 1) / max(1 - late, 0.01)
             saved = once + min(further, anew, terms.write_1h - 1)
+            saved *= certainty(found)
             self._known[i] = soon * saved, late * saved
         return self._known[i][lifetime == "1h"]
 
