@@ -95,7 +95,7 @@ def build(
         keys.first_key(make=config.make_first_key)
     except (sqlite3.OperationalError, OSError, ProxyError) as error:
         raise unusable(data_dir / "state.sqlite", error) from None
-    if refusal := open_doors(config, keys):
+    if refusal := open_without_key(config, keys):
         keys.close()
         raise refusal
 
@@ -140,7 +140,8 @@ def build(
     recorder = TraceRecorder(data_dir / "traces") if config.record_trace else None
     if recorder:
         warnings.append(recorder.warning)
-    held = hold(data_dir, warnings)
+    held, others = hold(data_dir)
+    warnings += others
     for sentence in (*owner.warnings, *warnings):
         log.warning("%s", sentence)
     traffic = Traffic()
@@ -182,12 +183,7 @@ def build(
     app[page.PERSONAS] = personas
     app[page.PLACES] = (CONFIG_FILE, ENV_FILE, os.environ)
     app[page.EXAMINE] = lambda: list(look(config, personas))
-    app[page.WARNINGS] = lambda: [
-        *warnings,
-        *keys.warnings,
-        *books.warnings,
-        *app[page.PERSONAS].warnings,
-    ]
+    app[page.WARNINGS] = lambda: [*warnings, *keys.warnings, *books.warnings, *app[page.PERSONAS].warnings]
     app[key_pages.KEYS] = keys
     app[key_pages.BUDGETS] = budgets
     app[book_pages.RECEIPTS] = receipts
@@ -238,7 +234,7 @@ def plans_cache(config: Config) -> bool:
     return config.cache_planner and "plan_cache" not in config.skip_steps
 
 
-def open_doors(config: Config, keys: ClientKeys) -> StartRefused | None:
+def open_without_key(config: Config, keys: ClientKeys) -> StartRefused | None:
     """Beyond this computer nothing is served without a client key."""
     if not config.listens_beyond_loopback or keys.any():
         return None

@@ -121,7 +121,7 @@ def unusable(database: Path, error: Exception) -> StartRefused:
     return StartRefused(f"{path} cannot be used ({why}). {remedy}, or set data_dir in server/config.txt.")
 
 
-def hold(data_dir: Path, warnings: list[str]) -> FileLock:
+def hold(data_dir: Path) -> tuple[FileLock, list[str]]:
     """Lets other proxies know that this one uses the folder, until the lock is released; a warning if one does."""
     from filelock import FileLock, Timeout
 
@@ -129,10 +129,10 @@ def hold(data_dir: Path, warnings: list[str]) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        warnings.append(NOT_ALONE)
+        return lock, [NOT_ALONE]
     except (OSError, NotImplementedError) as error:  # such a disk knows no locks
         log.debug("%s cannot be locked: %s", lock.lock_file, error)
-    return lock
+    return lock, []
 
 
 def accounts_of(config: Config, base_url: str = "", clock: Callable[[], float] = time.time) -> Accounts:
