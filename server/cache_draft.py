@@ -44,7 +44,7 @@ NOTHING = Forecast()
 
 
 @dataclass(frozen=True)
-class Learned:
+class HelpsLearned:
     """What the helps learned of a chat: with the number it has in the memory, 0 for a new one."""
 
     head: tuple[int, late_lore.Head] | None = None
@@ -58,7 +58,7 @@ class Lapsed(NamedTuple):
     used_at: float
 
 
-NOTHING_LEARNED = Learned()
+NOTHING_LEARNED = HelpsLearned()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Plan:
     live: Mapping[int, LiveEntry] = field(default_factory=dict)
     forecast: Forecast = NOTHING
     related: tuple[PastRequest, ...] = ()
-    learned: Learned = NOTHING_LEARNED
+    learned: HelpsLearned = NOTHING_LEARNED
     lapsed: Lapsed | None = None
     parted: bool = False  # the request before it left a living entry that goes further than they agree
     waited_for: int = 0  # blocks it shares with a request whose answer had not begun when it was made
@@ -162,7 +162,7 @@ def draft(
 
 def help_out(
     request: ChatRequest, model: Model, memory: CacheMemory, bounds: Bounds, *, cold: bool
-) -> tuple[ChatRequest, Learned]:
+) -> tuple[ChatRequest, HelpsLearned]:
     """The request after the opt-in helps, and what they learned of the chat."""
     helps, learned = bounds.helps, NOTHING_LEARNED
     if not helps.rearrange:

@@ -45,7 +45,7 @@ class Refused:
         return (sent.body, sent.betas, sent.version) == (again.body, again.betas, again.version)
 
 
-class Learned(NamedTuple):
+class UpstreamLesson(NamedTuple):
     """A lesson with the upstream and the model that taught it."""
 
     upstream: str
@@ -59,7 +59,7 @@ class Case:
 
     persona: Persona | None
     helps: CacheHelps
-    lessons: list[Learned] = field(default_factory=list)
+    lessons: list[UpstreamLesson] = field(default_factory=list)
     refused: Refused | None = None  # what the last lesson is about
 
     @property
@@ -134,7 +134,7 @@ class Fitting:
             return False
         if "learn" in self._options.skip_steps or (found := lesson_of(refusal.message, sent)) is None:
             return False
-        learned = Learned(credential.base_url, sent.model, found)
+        learned = UpstreamLesson(credential.base_url, sent.model, found)
         if any((*learned[:2], found.rule) == (*one[:2], one.lesson.rule) for one in case.lessons):
             return False
         if self._planner is not None:
