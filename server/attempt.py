@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,8 @@ MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 ROOMY = 64 * 1024  # bytes
 KEY_CHECK_SECONDS = 8.0
 STATUS_OF = {"overloaded_error": 529, "rate_limit_error": 429, "authentication_error": 401, "api_error": 500}
+
+REQUEST_ID = re.compile(r"req_[A-Za-z0-9_-]{1,100}")  # fit for a header, whatever an upstream writes there
 
 # What a front end may learn from the upstream's headers, and what it may tell the upstream by its own.
 PASSED_BACK = ("request-id", "retry-after", "retry-after-ms", "x-should-retry")
@@ -221,6 +224,8 @@ def refusal_of(status: int, raw: bytes, headers: Mapping[str, str], paid: Creden
     try:
         body = orjson.loads(raw)
         error = body["error"]
+        if REQUEST_ID.fullmatch(str(body.get("request_id"))):
+            low.setdefault("request-id", body["request_id"])
         details = error.get("details") or {}
         return Refusal(
             status, str(error["type"]), str(error["message"]), str(details.get("error_code") or ""), low, paid.kind

@@ -18,7 +18,7 @@ from server.files import Stamp, stamp, why, write_private
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-RESERVED = {"messages", "models", "count_tokens", "complete", "files", "batches", "me"}
+RESERVED = {"v1", "messages", "models", "count_tokens", "complete", "files", "batches", "me"}
 LARGEST = 1024 * 1024  # bytes of a file; a persona's texts are a few thousand
 TEXTS = ("description", "system", "suffix", "suffix_thinking", "model")
 

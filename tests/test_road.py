@@ -309,6 +309,16 @@ async def test_an_upstream_error_keeps_status_type_id_and_words(proxy, anthropic
     assert reply.headers["request-id"] == reply.json["request_id"] == "req_upstream"
 
 
+@pytest.mark.parametrize(("given", "kept"), [("req_in_the_body", True), ("req_odd\r\nx-more: 1", False), (5, False)])
+async def test_an_id_that_an_upstream_error_has_in_its_body_alone_is_kept(proxy, anthropic, given, kept):
+    refused = {"type": "request_too_large", "message": "Request exceeds the maximum size"}
+    anthropic.will(plain({"type": "error", "error": refused, "request_id": given}, 413))
+    reply = await proxy.ask()
+    assert (reply.status, reply.headers["request-id"]) == (413, reply.json["request_id"])
+    assert (reply.json["request_id"] == given) == kept
+    assert "x-more" not in reply.headers
+
+
 async def test_a_refusal_teaches_once_and_is_remembered_over_a_restart(tmp_path, anthropic):
     anthropic.will(error(400, "invalid_request_error", "`top_k` is deprecated for this model."), plain())
     async with running(tmp_path, anthropic.url) as proxy:
