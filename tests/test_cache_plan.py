@@ -49,6 +49,11 @@ def test_a_chat_nobody_knows_is_written_for_five_minutes():
     assert 29 in marks
 
 
+def test_the_first_turn_of_a_chat_without_system_is_written_where_only_five_minutes_are_taken():
+    terms = Terms(minimum=1_024, tokens_per_byte=0.25, lifetimes=("5m",))
+    assert plan_marks(prompt(blocks=1, size=16_000, head=0), {}, [], terms) == {0: "5m"}
+
+
 def test_a_steady_chat_reads_its_hit_and_writes_its_end():
     marks = plan_marks(prompt(), {27: LiveEntry("5m", 999.0)}, STEADY, TERMS)
     assert {27, 29} <= marks.keys()

@@ -144,7 +144,7 @@ def certainty(found: Sequence[Return]) -> float:
     chance = min(sum(one.chance for one in found), 1.0)
     if not chance:
         return 0.0
-    deviation = sqrt(chance * (1 - chance) / found[0].seen)
+    deviation = sqrt(chance * (1 - chance) / (1 + found[0].seen))  # of a beta distribution
     return max(1 - DOUBT * deviation / chance, 0.0)
 
 
