@@ -401,14 +401,14 @@ async def test_keep_alive_pings_read_the_prefix_again_and_have_receipts_of_their
     async with running(tmp_path, anthropic.url, sleep=sleep, **settings) as proxy:
         await proxy.sign_in()
         anthropic.seen.clear()
-        await proxy.ask(headers={}, system="Once upon a time. " * 800, stream=True)
+        await proxy.ask(headers={}, messages=[{"role": "user", "content": "Once upon a time. " * 800}], stream=True)
         async with asyncio.timeout(PATIENCE):
             await due.wait()
             while len(receipts := await proxy.receipts()) < 2:
                 await asyncio.sleep(0.01)
     asked, ping = anthropic.seen
     assert (ping.body["max_tokens"], "stream" in ping.body) == (0, False)
-    assert ping.body["system"] == asked.body["system"]
+    assert ping.body["messages"][0] == asked.body["messages"][0]
     assert ping.headers["x-api-key"] == asked.headers["x-api-key"]
     (told,) = (one for one in receipts if [change["name"] for change in one["changes"]] == ["cache_keepalive_pings"])
     assert told["tokens"]["cache_read_tokens"] == 11
@@ -419,7 +419,7 @@ async def test_a_guests_key_is_never_used_for_pings(tmp_path, anthropic):
         pass
 
     async with running(tmp_path, anthropic.url, sleep=sleep, strip_cache_ttl="true", cache_keepalive_pings=3) as proxy:
-        await proxy.ask(system="Once upon a time. " * 800, stream=True)
+        await proxy.ask(messages=[{"role": "user", "content": "Once upon a time. " * 800}], stream=True)
         await proxy.ask()
         rows = await proxy.receipts()
     assert len(anthropic.seen) == 2
