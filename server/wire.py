@@ -98,7 +98,8 @@ async def exchange(connection: Connection, head: bytes, body: bytes) -> Exchange
     sending = None
     try:
         if len(body) <= AT_ONCE:
-            protocol.transport.writelines((head, body))
+            # an empty piece at the end keeps asyncio's own loop busy for good (Python 3.12.1)
+            protocol.transport.writelines((head, body) if body else (head,))
         else:
             sending = asyncio.create_task(send_in_pieces(protocol, head, body))
         while True:
