@@ -18,6 +18,7 @@ from server.oauth import OAuthSettings, Tokens
 TOP = Path(__file__).resolve().parent.parent
 NOW = 1_795_000_000.0  # November 2026
 UPSTREAM = "https://api.anthropic.com"
+TOO_LATE = 30_000.0  # seconds after which the usual login has ended
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="only on Linux and macOS: file modes and signals")
 NOBODY = 65534

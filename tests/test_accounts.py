@@ -13,6 +13,7 @@ from server.oauth import Tokens
 from server.payers import Credential
 from tests.pools import (
     NOW,
+    TOO_LATE,
     UPSTREAM,
     login,
     make_pool,
@@ -23,7 +24,6 @@ from tests.pools import (
 
 pytestmark = pytest.mark.anyio
 
-TOO_LATE = 30_000.0
 KEY = "sk-ant-api03-abcdefgh-wxyz"
 
 

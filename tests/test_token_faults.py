@@ -13,19 +13,17 @@ from filelock import FileLock, Timeout
 
 from server.errors import ProxyError
 from tests.fake_oauth import FakeOAuth
-from tests.pools import login, make_pool, needs_posix, on_disk, python, started, stored
+from tests.pools import TOO_LATE, login, make_pool, needs_posix, on_disk, python, started, stored
 
 pytestmark = pytest.mark.anyio
 
-TOO_LATE = 30_000.0  # seconds after which the usual login has ended
 DAY = 86_400.0
 
 
 @pytest.fixture
-async def pool(tmp_path, oauth, clock):
-    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
-        await pool.add_oauth(login(oauth, clock))
-        yield pool
+async def pool(pool, oauth, clock):
+    await pool.add_oauth(login(oauth, clock))
+    return pool
 
 
 # ---- the endpoint is away, or stumbles

@@ -24,19 +24,17 @@ from server.tokens import (
     tokens_in,
     with_tokens,
 )
-from tests.pools import NOW, login, make_pool, on_disk, settings, started
+from tests.pools import NOW, TOO_LATE, login, make_pool, on_disk, settings
 
 pytestmark = pytest.mark.anyio
 
-TOO_LATE = 30_000.0  # seconds after which the usual login has ended
 DAY = 86_400.0
 
 
 @pytest.fixture
-async def pool(tmp_path, oauth, clock):
-    async with started(make_pool(tmp_path, oauth.url, clock)) as pool:
-        await pool.add_oauth(login(oauth, clock))
-        yield pool
+async def pool(pool, oauth, clock):
+    await pool.add_oauth(login(oauth, clock))
+    return pool
 
 
 # ---- functions over values

@@ -12,6 +12,7 @@ import pytest
 from server.errors import ProxyError
 from server.payers import Credential
 from tests.pools import (
+    TOO_LATE,
     as_plain_user,
     login,
     make_pool,
@@ -24,7 +25,6 @@ from tests.pools import (
 
 pytestmark = pytest.mark.anyio
 
-TOO_LATE = 30_000.0
 KEY = "sk-ant-api03-abcdefgh-wxyz"
 
 
@@ -94,7 +94,7 @@ async def test_saving_is_tried_again_with_growing_pauses(pool, clock, tmp_path):
 
 READ_ONLY = """
 from pathlib import Path
-from tests.pools import Clock, login, make_pool, started
+from tests.pools import TOO_LATE, Clock, login, make_pool, started
 from tests.fake_oauth import FakeOAuth
 async def main():
     folder, clock = Path(sys.argv[1]), Clock()
