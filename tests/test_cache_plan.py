@@ -104,6 +104,14 @@ def test_requests_that_came_into_the_chat_in_another_way_say_less():
     assert of(alike=False) < 0.8 * of(alike=True)
 
 
+def test_what_is_assumed_of_any_chat_fades_with_the_turns_seen():
+    def assumed(turns):
+        return sum(one.chance for one in expected_returns(prompt(), [grew(10, [], followers=6)] * turns))
+
+    assert assumed(1) > 0.1
+    assert assumed(20) < 0.01
+
+
 def test_what_came_back_in_half_of_few_turns_is_believed_less_than_in_half_of_many():
     few, many, always = (
         certainty([Return(chance, seen, 1, 0, 30)]) for chance, seen in ((0.5, 2.0), (0.5, 20.0), (1.0, 2.0))
